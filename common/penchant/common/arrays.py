@@ -1,0 +1,19 @@
+"""Names for the array types that cross module borders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+AnyFloat = npt.NDArray[np.floating[Any]]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""A learner's state or one contribution: named arrays, names sorted wherever order matters."""

@@ -1,0 +1,53 @@
+"""Every error that leaves a public function of penchant, as one tree.
+
+A type exists for each thing a caller would do differently; its docstring says what to do. Messages name a field, a
+limit, a file or a round, never an interest, a contribution or a device, because they reach logs that their subject
+cannot see.
+
+    PenchantError
+    ├── InvalidConfig          a field or option is out of range, or a mix is impossible
+    ├── MissingExtra           an optional dependency is not installed
+    ├── MalformedData          a data file or row cannot be read
+    ├── MalformedContribution  a contribution or partial sum is not what the round asked for
+    └── PrivacyRefused         releasing would break the promise
+        ├── BudgetExhausted    the ledger has no room for the event
+        └── UnknownMechanism   an event or mechanism this version does not know
+"""
+
+from __future__ import annotations
+
+
+class PenchantError(Exception):
+    """Base of every error that leaves a public function. Catch it to catch them all."""
+
+
+class InvalidConfig(PenchantError):
+    """An option is out of range or does not go with another. Mend the option that the message names."""
+
+
+class MissingExtra(PenchantError):
+    """An optional dependency is not installed. Run the install line in the message."""
+
+    def __init__(self, extra: str, missing: str) -> None:
+        super().__init__(f"{missing} is not installed; run: pip install 'penchant[{extra}]'")
+        self.extra = extra
+
+
+class MalformedData(PenchantError):
+    """A data file or row cannot be read. Mend the place named, or skip such rows where that is offered."""
+
+
+class MalformedContribution(PenchantError):
+    """A contribution or partial sum has wrong names, shape, type or values. It is left out; the round goes on."""
+
+
+class PrivacyRefused(PenchantError):
+    """Going on would break the privacy promise, so nothing is released. Change the plan, not the data."""
+
+
+class BudgetExhausted(PrivacyRefused):
+    """The ledger has no room for this event. No device is called; plan fewer rounds or more noise."""
+
+
+class UnknownMechanism(PrivacyRefused):
+    """An event or mechanism that this version does not know. Update penchant before going on."""
