@@ -1,0 +1,54 @@
+"""The one place on the client side that knows Flower: messages in, our orders out, and back.
+
+The ClientApp is part of the installed package. It runs no code from the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from penchant.client.node import Node
+from penchant.common.errors import PenchantError
+from penchant.common.wire import Order
+
+log = logging.getLogger("penchant.client")
+REFUSED = 1000  # our own error code; Flower's end far below
+
+
+def client_app(node: Callable[[Context], Node]) -> ClientApp:
+    """A ClientApp that answers orders for the people that `node` hosts, and tells which shard of the roster it is."""
+    app = ClientApp()
+
+    @app.query()  # type: ignore[untyped-decorator]
+    def enrol(message: Message, context: Context) -> Message:
+        here = MetricRecord({"partition": int(context.node_config["partition-id"])})
+        return Message(RecordDict({"enrolment": here}), reply_to=message)
+
+    @app.train()  # type: ignore[untyped-decorator]
+    def train(message: Message, context: Context) -> Message:
+        try:
+            order = Order.from_flat(config(message.content))
+            state = {k: v.numpy() for k, v in arrays(message.content, "state").items()}
+            total = node(context).answer(order, state)
+        except PenchantError as error:  # the words of ours name no person and no item
+            log.warning("round refused: %s", error)
+            return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+        content = {
+            "sum": ArrayRecord(dict(total.items()), keep_input=True),
+            "diagnostics": MetricRecord({"round": order.round, "users": len(order.users)}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def config(content: RecordDict) -> ConfigRecord:
+    return content.config_records["order"]
+
+
+def arrays(content: RecordDict, name: str) -> ArrayRecord:
+    return content.array_records[name]

@@ -1,0 +1,81 @@
+"""The device's part of a round: check the order, compute each hosted person's contribution, clip, sum.
+
+A node is a phone that hosts one person, a hub that hosts four, or a simulation worker that hosts a million; this code is
+the same. It keeps for each person how often they took part and refuses past the plan's cap, whatever the server says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from penchant.common.arrays import Arrays, Int64
+from penchant.common.errors import PrivacyRefused
+from penchant.common.interactions import Interactions
+from penchant.common.learners.contract import Learner, State
+from penchant.common.streams import Streams
+from penchant.common.wire import Order
+
+Learners = Callable[[str, Mapping[str, Any]], Learner]
+"""Name and settings to learner; the caller closes over the catalogue."""
+
+
+class Node:
+    """Answers orders for the people it hosts.
+
+    Args:
+        histories: of its own users.
+        learners: builds the learner that an order names.
+        streams: where local randomness comes from; seeded only in research.
+        first_user: added to a user's row in the names of streams, so that in a simulation a person's randomness does
+            not depend on which node hosts them.
+        participations: int64[n_users], rounds each person took part in so far; kept up to date in place.
+    """
+
+    def __init__(
+        self,
+        histories: Interactions,
+        learners: Learners,
+        streams: Streams,
+        *,
+        first_user: int = 0,
+        participations: Int64 | None = None,
+    ) -> None:
+        self._histories, self._learners, self._streams = histories, learners, streams
+        self._first_user = first_user
+        self.participations = np.zeros(histories.n_users, np.int64) if participations is None else participations
+        self._built: tuple[str, Learner] | None = None
+
+    def answer(self, order: Order, state: State) -> Arrays:
+        """The sum of the drawn people's clipped contributions.
+
+        Raises:
+            PrivacyRefused: a user that is not hosted here, drawn twice, or past the plan's participation cap.
+        """
+        users = np.asarray(order.users, np.int64)
+        if len(np.unique(users)) != len(users) or (len(users) and not 0 <= users.min() <= users.max() < self.n_users):
+            raise PrivacyRefused("the order names a user twice or one that is not hosted here")
+        if (self.participations[users] >= order.plan.max_participations).any():
+            raise PrivacyRefused("the order would take a user past the plan's participation cap")
+        self.participations[users] += 1
+
+        def random(row: int) -> np.random.Generator:
+            return self._streams.get("local", order.round, order.attempt, self._first_user + int(users[row]))
+
+        learner = self._learner(order)
+        clip_norm = order.plan.spec(order.round).clip_norm
+        return learner.partial_sum(state, self._histories.select(users), clip_norm, random)
+
+    @property
+    def n_users(self) -> int:
+        return self._histories.n_users
+
+    def _learner(self, order: Order) -> Learner:
+        """The learner of an order; the last one is kept, as building a model costs time."""
+        key = order.to_flat()
+        name = f"{key['learner']} {key['settings']}"
+        if self._built is None or self._built[0] != name:
+            self._built = (name, self._learners(order.learner, order.settings))
+        return self._built[1]

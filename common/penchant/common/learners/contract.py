@@ -1,0 +1,78 @@
+"""What every learner is: a state, a contribution of one person, and a way to apply a private sum of contributions.
+
+    state ──► device: contribution = f(state, own history) ──► clip to C ──► Σ over the drawn users ──► + noise
+    state' = apply(state, noisy sum, divisor) ──► released ──► every device, which scores on its own
+
+Nothing below the learner (rounds, sums, transport) knows which one it carries. A state is named arrays; those whose
+name starts with "server/" stay on the server (an optimiser's memory), all others are released. The user side reads the
+released state and the person's own history, and nothing of it ever leaves the device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from penchant.common.arrays import Arrays, Float32
+from penchant.common.catalogue import Catalogue
+from penchant.common.interactions import History, Interactions
+from penchant.common.privacy import sums
+from penchant.common.privacy.sums import Shapes
+from penchant.common.streams import Streams
+
+State = Mapping[str, npt.NDArray[Any]]
+Randoms = Callable[[int], np.random.Generator]
+"""The random stream of each person, by row of the histories at hand."""
+
+
+class Learner(ABC):
+    """A method, with its public settings. Instances hold no data and no state.
+
+    `catalogue` is public and the same on both sides; everything learned is in the state.
+    """
+
+    name: str
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+
+    @abstractmethod
+    def init(self, streams: Streams) -> State:
+        """The state before the first round. It has seen nobody."""
+
+    @abstractmethod
+    def shapes(self, state: State) -> Shapes:
+        """What a contribution to this state looks like."""
+
+    @abstractmethod
+    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        """What one person's history adds, before it is clipped. It reads nobody else's data."""
+
+    @abstractmethod
+    def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
+        """The next state. Post-processing: it sees the noised sum and public numbers only."""
+
+    @abstractmethod
+    def scores(self, state: State, histories: Interactions) -> Float32:
+        """The user side: float32[n_users, n_items], higher is better, from the released state and own histories."""
+
+    def partial_sum(self, state: State, histories: Interactions, clip_norm: float, randoms: Randoms) -> Arrays:
+        """Σ clip(contribution) over these people: what a node that hosts them sends.
+
+        A learner may override it to run its people together; the result must equal this loop to float tolerance.
+        """
+        total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
+        for row, history in enumerate(histories):
+            clipped = sums.clip(self.contribution(state, history, randoms(row)), clip_norm)
+            for name, values in clipped.items():
+                total[name] += values
+        return {name: values.astype(np.float32) for name, values in total.items()}
+
+    @staticmethod
+    def released(state: State) -> State:
+        """The part of a state that devices get."""
+        return {name: values for name, values in state.items() if not name.startswith("server/")}

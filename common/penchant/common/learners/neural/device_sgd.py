@@ -1,0 +1,94 @@
+"""DP-SGD on one person's device, with Opacus: what leaves is private for each interaction, whoever looks.
+
+    each of `steps` steps:  g = Σ clip(∇ loss(sample), C) + N(0, (σC)² I),   w ← w − lr · g / divisor
+
+A sample is one positive with its negatives, clipped once as a group. A step takes each interaction by a coin of its own
+(probability `rate`), negatives come from the whole public catalogue with hits allowed, and rate, steps, lr and divisor
+are public constants, so nothing but the noisy g depends on the history, not even its length. A history too short takes
+part with noise alone. The person's vector starts from the released weights, like all others, and is inside what is
+clipped and noised. Interaction by interaction this is a sampled Gaussian for each step.
+
+Sources: Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1; ghost clipping: Li et al. 2022,
+https://arxiv.org/abs/2110.05679, and its Opacus form, https://opacus.ai.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from torch import Tensor
+
+from penchant.common.arrays import Arrays
+from penchant.common.interactions import History
+from penchant.common.learners.neural.local import LocalTraining
+from penchant.common.learners.neural.models import InterestModel, group_loss
+from penchant.common.privacy.plan import DeviceNoise
+
+
+class DeviceSgd:
+    """Trains one person's copy at a time; the wrapped model is reused, its weights are not.
+
+    Args:
+        model: reads one interaction in a sample.
+        noise: what decides the guarantee.
+        local: `lr` and `negatives` are read; epochs and batch are not, as `noise` fixes steps and rate.
+    """
+
+    def __init__(self, model: InterestModel, noise: DeviceNoise, local: LocalTraining) -> None:
+        self._noise, self._local, self._n_items = noise, local, model.n_items
+        self._private = model.private
+        self._module = GradSampleModuleFastGradientClipping(
+            model, max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum"
+        )
+
+    def train(self, weights: dict[str, Tensor], history: History, random: np.random.Generator) -> Arrays:
+        """The trained minus the received shared weights, noise included."""
+        module, noise = self._module, self._noise
+        parameters = dict(module._module.named_parameters())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        where = next(iter(weights.values())).device
+        optimizer = DPOptimizerFastGradientClipping(
+            torch.optim.SGD(parameters.values(), lr=self._local.lr / noise.divisor),
+            noise_multiplier=noise.noise_multiplier,
+            max_grad_norm=noise.clip_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+            generator=torch.Generator(where).manual_seed(int(random.integers(2**63 - 1))),
+        )
+        module.train()
+        items = history.items if len(history) >= noise.min_history else history.items[:0]
+        for _ in range(noise.steps):
+            chosen = items[random.random(len(items)) < noise.rate]
+            optimizer.zero_grad()
+            if len(chosen):
+                self._backward(optimizer, chosen, random, where)
+            else:  # an empty draw is an ordinary step: noise alone
+                for parameter in parameters.values():
+                    parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+        return {
+            name: (parameter.detach() - weights[name]).cpu().numpy()
+            for name, parameter in parameters.items()
+            if name not in self._private
+        }
+
+    def _backward(
+        self,
+        optimizer: DPOptimizerFastGradientClipping,
+        chosen: np.ndarray[tuple[int], np.dtype[np.int32]],
+        random: np.random.Generator,
+        where: torch.device,
+    ) -> None:
+        drawn = random.integers(0, self._n_items, (len(chosen), self._local.negatives))
+        candidates = torch.from_numpy(np.column_stack([chosen, drawn]).astype(np.int64)).to(where)  # [B, 1 + k]
+        losses = group_loss(self._module(candidates[:, :0], candidates))  # [B]
+        with warnings.catch_warnings():  # torch: a hook sees no gradient for an integer input; there is none to see
+            warnings.filterwarnings("ignore", message=".*full backward hook.*")
+            DPTensorFastGradientClipping(self._module, optimizer, losses, "sum").backward()

@@ -1,0 +1,221 @@
+"""Local training of models whose person is a vector (MF, NeuMF), for a block of people at once.
+
+Each person starts from the released weights. First their own vector is fitted alone to their history ("fold-in"): in
+closed form where the logit is linear in it (`taste.py`, every age alike), else by gradient steps. Then it and the shared
+weights are trained together for some epochs of SGD on groups of one positive and its negatives. What counts afterwards
+is the difference of the shared weights; the person's vector is thrown away, as the next round fits it afresh from newer
+weights.
+
+A person's training touches only the table rows of their own items and negatives, so a block works on those rows:
+weights are stacked float32[U, …] with tables cut to the touched rows, and `torch.func.vmap` runs one gradient for all
+U people. Batches are padded with masked groups, whose gradient is zero, so each person's result is that of training
+alone, whoever shares the block. All draws come from the person's own stream.
+
+Source: McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Algorithm 1 (ClientUpdate), with partial personalisation
+as in Singhal et al. 2021, Federated Reconstruction, https://arxiv.org/abs/2102.03448, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from penchant.common import taste
+from penchant.common.arrays import Float32, Int32, Int64
+from penchant.common.errors import InvalidConfig
+from penchant.common.interactions import Interactions
+from penchant.common.learners.neural.models import InterestModel, group_loss
+from penchant.common.negatives import negatives
+from penchant.common.taste import TasteConfig
+
+Weights = dict[str, Tensor]
+_EVERY_AGE = TasteConfig(decay=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """What a device does with the weights it gets. Public.
+
+    Attributes:
+        epochs: passes over the own history.
+        batch: groups in one step; a step follows the sum of their gradients.
+        lr: step size for each group.
+        negatives: items drawn beside each positive.
+        fold_in_steps: gradient steps that fit the person's vector alone, where there is no closed form.
+        fold_in_lr: their size, against the mean over groups.
+    """
+
+    epochs: int = 1
+    batch: int = 64
+    lr: float = 0.1
+    negatives: int = 4
+    fold_in_steps: int = 16
+    fold_in_lr: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "negatives"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be ≥ 1, not {getattr(self, name)}")
+        for name in ("lr", "fold_in_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if self.fold_in_steps < 0:
+            raise InvalidConfig(f"fold_in_steps must be ≥ 0, not {self.fold_in_steps}")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One person's trained minus received shared weights, tables cut to the touched rows.
+
+    Attributes:
+        rows: int64[R], item positions of the table rows.
+        values: by name; tables float32[R, …], all others whole.
+    """
+
+    rows: Int64
+    values: dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+
+def updates(
+    model: InterestModel,
+    weights: Weights,
+    histories: Sequence[Int32],
+    config: LocalTraining,
+    randoms: Sequence[np.random.Generator],
+    block: int = 32,
+) -> Iterator[tuple[int, Update]]:
+    """Trains everybody and yields (index, update), in any order; an empty history changes nothing and is left out.
+
+    Args:
+        weights: the released weights, the person's starting vector among them.
+        histories: item positions of each person, int32[n].
+        randoms: the stream of each person.
+        block: people trained at once; it changes speed and memory, not the result beyond float rounding.
+    """
+    order = sorted((i for i in range(len(histories)) if len(histories[i])), key=lambda i: len(histories[i]))
+    for start in range(0, len(order), block):
+        chosen = order[start : start + block]
+        yield from zip(
+            chosen,
+            _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config),
+            strict=True,
+        )
+
+
+def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[Int32], config: LocalTraining) -> Float32:
+    """The user side of a model without a closed form: float32[U, n_items], each person's vector fitted, all else fixed.
+
+    The negatives of the fit are drawn from a stream that the history itself seeds: equal histories score equally.
+    """
+    out = np.zeros((len(histories), model.n_items), np.float32)
+    where = next(iter(weights.values())).device
+    everything = torch.arange(model.n_items, device=where)
+    for row, history in enumerate(histories):
+        own = {name: weights[name] for name in model.private}
+        if len(history):
+            random = np.random.default_rng(history.astype(np.uint32))
+            groups = (
+                torch.from_numpy(_groups(history, model.n_items, replace(config, epochs=1), random)).long().to(where)
+            )
+            fit = grad(lambda own, groups=groups: _mean_loss(model, {**weights, **own}, groups))
+            for _ in range(config.fold_in_steps):
+                own = {name: own[name] - config.fold_in_lr * slope for name, slope in fit(own).items()}
+        with torch.no_grad():
+            for chunk in torch.split(everything, 8192):
+                logits = functional_call(model, {**weights, **own}, (chunk[None, :0], chunk[None]))
+                out[row, int(chunk[0]) : int(chunk[-1]) + 1] = logits[0].cpu().numpy()
+    return out
+
+
+def _mean_loss(model: InterestModel, weights: Weights, groups: Tensor) -> Tensor:
+    return group_loss(functional_call(model, weights, (groups[:, :0], groups))).mean()
+
+
+def _train(
+    histories: list[Int32],
+    randoms: list[np.random.Generator],
+    model: InterestModel,
+    weights: Weights,
+    config: LocalTraining,
+) -> list[Update]:
+    groups = [_groups(h, model.n_items, config, r) for h, r in zip(histories, randoms, strict=True)]
+    touched = [np.unique(g) for g in groups]
+    places = _stack([np.searchsorted(t, g) for t, g in zip(touched, groups, strict=True)])  # [U, S, 1 + k]
+    sizes = torch.tensor([len(g) for g in groups])
+    device = next(iter(weights.values())).device
+    places, sizes = places.to(device), sizes.to(device)
+    rows = _stack(touched).to(device)  # [U, R], padded with row 0, which no group then names
+
+    stacked: Weights = {}
+    for name, value in weights.items():
+        if name in model.item_tables:
+            stacked[name] = value[rows]
+        else:
+            stacked[name] = value.expand(len(groups), *value.shape).clone()
+    before = {name: value.clone() for name, value in stacked.items() if name not in model.private}
+    private = {name: stacked[name] for name in model.private}
+    steps = config.fold_in_steps
+    if model.linear is not None:
+        (name,), steps = model.private, 0
+        own_vectors = _closed_form(weights[model.linear].cpu().numpy(), histories)
+        private[name] = torch.from_numpy(own_vectors)[:, None, :].to(device)
+    shared = {name: stacked[name] for name in before}
+    empty = places.new_zeros(1, 0)
+
+    def loss(own: Weights, ours: Weights, candidates: Tensor, mask: Tensor) -> Tensor:
+        """Sum over the real groups of one person's batch; candidates int64[B, 1 + k], mask float32[B]."""
+        logits = functional_call(model, {**own, **ours}, (empty.expand(len(candidates), 0), candidates))
+        return (group_loss(logits) * mask).sum()
+
+    fold_in = vmap(grad(loss))
+    joint = vmap(grad(loss, argnums=(0, 1)))
+    every = (torch.arange(places.shape[1], device=device) < sizes[:, None]).to(torch.float32)  # [U, S]
+    first = math.ceil(places.shape[1] / config.epochs)  # one pass is enough to fit one vector
+    mean = every[:, :first] / every[:, :first].sum(1, keepdim=True)
+    for _ in range(steps):
+        for name, slope in fold_in(private, shared, places[:, :first], mean).items():
+            private[name] = private[name] - config.fold_in_lr * slope
+    for at in range(0, places.shape[1], config.batch):
+        batch = slice(at, at + config.batch)
+        own, ours = joint(private, shared, places[:, batch], every[:, batch])
+        for name, slope in own.items():
+            private[name] = private[name] - config.lr * slope
+        for name, slope in ours.items():
+            shared[name] = shared[name] - config.lr * slope
+
+    out = []
+    change = {name: (shared[name] - before[name]).cpu().numpy() for name in before}
+    for u, own_rows in enumerate(touched):
+        cut = {n: v[u, : len(own_rows)] if n in model.item_tables else v[u] for n, v in change.items()}
+        out.append(Update(own_rows.astype(np.int64), cut))
+    return out
+
+
+def _closed_form(vectors: Float32, histories: Sequence[Int32]) -> Float32:
+    """float32[U, d]: the taste vectors of these histories, all their items weighing the same."""
+    known = Interactions.of([h.tolist() for h in histories], len(vectors))
+    return taste.tastes(vectors, known, _EVERY_AGE).astype(np.float32)
+
+
+def _groups(history: Int32, n_items: int, config: LocalTraining, random: np.random.Generator) -> Int32:
+    """int32[epochs · n, 1 + k]: each epoch's groups in an order of its own, the positive first."""
+    n = len(history)
+    order = np.concatenate([random.permutation(n) for _ in range(config.epochs)])
+    drawn = negatives(history, n_items, (len(order), config.negatives), random)
+    return np.column_stack([history[order], drawn]).astype(np.int32)
+
+
+def _stack(parts: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+    """Parts of different length as one int64 tensor, padded with zeros at the end."""
+    longest = max(len(p) for p in parts)
+    out = np.zeros((len(parts), longest, *parts[0].shape[1:]), np.int64)
+    for row, part in zip(out, parts, strict=True):
+        row[: len(part)] = part
+    return torch.from_numpy(out)

@@ -1,0 +1,153 @@
+"""The PyTorch models that FedAvg can train, by name.
+
+mf, neumf                            the person is a vector of their own; any privacy unit
+gru, lstm, cnn-lstm, transformer     the person is their history; user-level privacy only
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from penchant.common.errors import InvalidConfig
+from penchant.common.learners.neural.models.base import InterestModel, group_loss, pad
+from penchant.common.learners.neural.models.conv_lstm import ConvLstm
+from penchant.common.learners.neural.models.mf import MF
+from penchant.common.learners.neural.models.neumf import NeuMF
+from penchant.common.learners.neural.models.recurrent import Recurrent
+from penchant.common.learners.neural.models.sequence import SequenceModel
+from penchant.common.learners.neural.models.transformer import Transformer
+
+__all__ = [
+    "MF",
+    "MODELS",
+    "ConvLstm",
+    "InterestModel",
+    "ModelConfig",
+    "NeuMF",
+    "Recipe",
+    "Recurrent",
+    "SequenceModel",
+    "Transformer",
+    "all_scores",
+    "build",
+    "group_loss",
+    "pad",
+]
+
+Option = int | float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a model.
+
+    Attributes:
+        make: takes n_items and every option by keyword.
+        options: the options it has besides `dim`, with its defaults.
+    """
+
+    make: Callable[..., InterestModel]
+    options: Mapping[str, Option]
+
+
+_RECURRENT: Mapping[str, Option] = {"hidden": 64, "layers": 1, "dropout": 0.2, "max_length": 50}
+
+MODELS: dict[str, Recipe] = {
+    "mf": Recipe(MF, {}),
+    "neumf": Recipe(NeuMF, {"hidden": 32}),
+    "gru": Recipe(partial(Recurrent, kind="gru"), _RECURRENT),
+    "lstm": Recipe(partial(Recurrent, kind="lstm"), _RECURRENT),
+    "cnn-lstm": Recipe(ConvLstm, _RECURRENT),
+    "transformer": Recipe(Transformer, {"hidden": 128, "layers": 2, "heads": 2, "dropout": 0.2, "max_length": 50}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and its size. Public: it says nothing about anyone.
+
+    An option left at None takes the model's default; one that the model does not have is refused.
+
+    Attributes:
+        name: a key of `MODELS`.
+        dim: size of an item vector, ≥ 1.
+        layers: recurrent cells or attention blocks on top of each other, ≥ 1.
+        heads: attention patterns in each block, a divisor of dim.
+        max_length: most recent items of a history that are read, ≥ 1. Models that read no history ignore it.
+        dropout: share hidden in training, in [0, 1).
+        hidden: width of the inner layer, ≥ 1: NeuMF's first (even), the recurrent state, a block's feed-forward.
+    """
+
+    name: str
+    dim: int = 32
+    layers: int | None = None
+    heads: int | None = None
+    max_length: int = 50
+    dropout: float | None = None
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in MODELS:
+            close = difflib.get_close_matches(self.name.lower(), MODELS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(MODELS)}"
+            raise InvalidConfig(f"unknown model {self.name!r}; {hint}")
+        for option in ("dim", "layers", "heads", "max_length", "dropout", "hidden"):
+            value = getattr(self, option)
+            if value is None:
+                continue
+            if option not in {"dim", "max_length", *MODELS[self.name].options}:
+                raise InvalidConfig(f"{self.name} has no option {option!r}")
+            if option == "dropout":
+                if not 0 <= value < 1:  # also refuses NaN
+                    raise InvalidConfig(f"dropout must be in [0, 1), not {value}")
+            elif not isinstance(value, int) or value < 1:
+                raise InvalidConfig(f"{option} must be a whole number ≥ 1, not {value}")
+        options = self.options
+        if self.dim % options.get("heads", 1):
+            raise InvalidConfig(f"heads must divide dim; {options['heads']} does not divide {self.dim}")
+        if self.name == "neumf" and options["hidden"] % 2:
+            raise InvalidConfig(f"hidden must be even for neumf, not {options['hidden']}")
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """Every option of the model, with its defaults filled in.
+
+        >>> ModelConfig(name="neumf", dim=8).options
+        {'dim': 8, 'hidden': 32}
+        """
+        defaults = {"dim": self.dim, **MODELS[self.name].options}
+        chosen = {name: getattr(self, name) for name in defaults}
+        return {name: defaults[name] if value is None else value for name, value in chosen.items()}
+
+
+def build(config: ModelConfig, n_items: int, seed: int) -> InterestModel:
+    """The model with initial weights that depend on the config, `n_items` and the seed only.
+
+    Guarantees:
+        The program's own random state and default device neither matter nor change.
+
+    Raises:
+        InvalidConfig: an empty catalogue.
+    """
+    if n_items < 1:
+        raise InvalidConfig(f"n_items must be ≥ 1, not {n_items}")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        return MODELS[config.name].make(n_items, **config.options)
+
+
+def all_scores(model: InterestModel, history: Tensor) -> Tensor:
+    """Logits float32[B, n_items] for int64[B, L], as on a device: nothing dropped out, no gradients kept."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model.score_all(history)
+    finally:
+        model.train(training)

@@ -1,0 +1,46 @@
+"""Learners by name, built from plain JSON types, so that a plan can name one and a device can find it.
+
+Modules are loaded when asked for: a device that does not train neural models never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from penchant.common import config
+from penchant.common.catalogue import Catalogue
+from penchant.common.config import did_you_mean
+from penchant.common.errors import InvalidConfig, MissingExtra
+from penchant.common.learners.contract import Learner
+
+_LEARNERS = {
+    "cooccurrence": ("penchant.common.learners.cooccurrence", "Cooccurrence", "CooccurrenceConfig"),
+    "fedavg": ("penchant.common.learners.neural.fedavg", "FedAvg", "FedAvgConfig"),
+}
+
+
+def build(name: str, settings: Mapping[str, Any], catalogue: Catalogue, **runtime: Any) -> Learner:
+    """The learner of this name.
+
+    Args:
+        settings: its config as `config.encode` gives it; missing keys take their defaults.
+        runtime: what decides speed and not the result, such as where="cuda".
+
+    Raises:
+        InvalidConfig: an unknown name, key or value.
+        MissingExtra: the learner needs an optional dependency.
+    """
+    if name not in _LEARNERS:
+        raise InvalidConfig(f"unknown learner {name!r}{did_you_mean(name, _LEARNERS)}")
+    module_name, learner, settings_type = _LEARNERS[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise MissingExtra("train", str(error.name)) from None
+    options = runtime if name == "fedavg" else {}
+    made: Learner = getattr(module, learner)(
+        catalogue, config.decode(getattr(module, settings_type), settings), **options
+    )
+    return made

@@ -1,0 +1,277 @@
+"""One object that decides the guarantee: who is drawn, what is clipped, how much noise, what is charged.
+
+Sampler, clip, divisor, σ, rounds, participation cap and accounting events come from one frozen, public,
+data-independent plan, so that a mix that does not belong together cannot be built.
+
+Units, never mixed:
+    user         adding or removing one enrolled profile changes what is released by at most (ε, δ);
+    interaction  adding or removing one interaction of one person changes what that device sends by at most (ε, δ);
+    none         nothing is promised and every number is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
+
+from penchant.common.errors import InvalidConfig, UnknownMechanism
+from penchant.common.privacy import accounting
+from penchant.common.privacy.accounting import Neighbours
+from penchant.common.privacy.events import Event, Gaussian, PoissonGaussian
+
+SCHEMA_VERSION = 1
+Unit = Literal["user", "interaction", "none"]
+Sampling = Literal["poisson", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumSpec:
+    """One kind of sum that the rounds ask for.
+
+    Attributes:
+        name: what the learner calls it, such as "counts" or "update".
+        rounds: how many rounds ask for it, one after another; ≥ 1.
+        clip_norm: C, L2 bound on one person's contribution; infinite only with unit "none".
+        noise_multiplier: σ on the server's sum; positive with unit "user", else 0.
+    """
+
+    name: str
+    rounds: int
+    clip_norm: float
+    noise_multiplier: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InvalidConfig(f"rounds must be ≥ 1, not {self.rounds}")
+        if not self.clip_norm > 0:
+            raise InvalidConfig(f"clip_norm must be positive, not {self.clip_norm}")
+        if not 0.0 <= self.noise_multiplier < math.inf:
+            raise InvalidConfig(f"noise_multiplier must be finite and ≥ 0, not {self.noise_multiplier}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceNoise:
+    """DP-SGD on the device, with unit "interaction". Every field is a public constant.
+
+    Attributes:
+        clip_norm: L2 bound on the gradient of one sample (one positive with its negatives).
+        noise_multiplier: σ of one step, over clip_norm.
+        rate: probability with which a step takes each interaction.
+        steps: of one round, whatever the history's length.
+        divisor: what a step's noisy sum is divided by.
+        min_history: a device with fewer interactions sends noise only.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+    rate: float
+    steps: int
+    divisor: float
+    min_history: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("clip_norm", "noise_multiplier", "divisor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 < self.rate <= 1:
+            raise InvalidConfig(f"rate must be in (0, 1], not {self.rate}")
+        if self.steps < 1:
+            raise InvalidConfig(f"steps must be ≥ 1, not {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """An ε with everything without which it means nothing; its text always carries all of it."""
+
+    unit: Unit
+    epsilon: float
+    delta: float
+    neighbours: str
+    sampler: str
+    accountant: str
+    noise_multiplier: tuple[float, ...]
+    clip: tuple[float, ...]
+    trust: str
+    uncharged: tuple[str, ...]
+
+    def __str__(self) -> str:
+        left_out = "; ".join(self.uncharged) or "nothing"
+        return (
+            f"ε = {self.epsilon:.3g} at δ = {self.delta:g}, unit {self.unit} ({self.neighbours}), "
+            f"sampling {self.sampler}, accountant {self.accountant}, trust {self.trust}, not charged: {left_out}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """What decides the guarantee. Every field is public.
+
+    Attributes:
+        unit: whose presence is protected.
+        n_users: size of the frozen roster.
+        delta: δ < 1/n_users.
+        sampling: "poisson" draws each user by a coin of its own; "none" claims no amplification.
+        cohort: users expected in a round; the divisor of every sum, whoever answers.
+        sums: what the rounds ask for, in order.
+        max_participations: k, rounds in which one profile may take part; enforced when the cohort is drawn.
+        device: DP-SGD on the device, with unit "interaction" only.
+        population: whose ledger is charged.
+        uncharged: choices that looked at data and were not charged, in plain words.
+    """
+
+    unit: Unit
+    n_users: int
+    delta: float
+    sampling: Sampling
+    cohort: int
+    sums: tuple[SumSpec, ...]
+    max_participations: int
+    device: DeviceNoise | None = None
+    population: str = "default"
+    uncharged: tuple[str, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("user", "interaction", "none") or self.sampling not in ("poisson", "none"):
+            raise UnknownMechanism(f"unit {self.unit!r} with sampling {self.sampling!r} is unknown")
+        if self.schema_version != SCHEMA_VERSION:
+            raise UnknownMechanism(f"plan version {self.schema_version} is unknown here; update penchant")
+        if self.n_users < 1 or not 1 <= self.cohort <= self.n_users:
+            raise InvalidConfig(f"cohort must be between 1 and the {self.n_users} users, not {self.cohort}")
+        if self.unit != "none" and not 0 < self.delta < 1 / self.n_users:
+            raise InvalidConfig(f"delta must be below 1/{self.n_users} (one over the users), not {self.delta:g}")
+        if not self.sums or not 1 <= self.max_participations <= self.rounds:
+            raise InvalidConfig(f"max_participations must be between 1 and the {self.rounds} rounds")
+        if self.sampling == "poisson" and self.max_participations != self.rounds:
+            raise InvalidConfig("poisson sampling has no participation cap: a cap would bend its coins")
+        for spec in self.sums:
+            if (self.unit == "user") != (spec.noise_multiplier > 0):
+                raise InvalidConfig(f"sum {spec.name}: the server adds noise with unit user, and only then")
+            if self.unit == "user" and not math.isfinite(spec.clip_norm):
+                raise InvalidConfig(f"sum {spec.name}: unit user needs a finite clip_norm")
+        if (self.unit == "interaction") != (self.device is not None):
+            raise InvalidConfig("unit interaction needs device noise, and only that unit has it")
+
+    @property
+    def rounds(self) -> int:
+        return sum(spec.rounds for spec in self.sums)
+
+    @property
+    def divisor(self) -> float:
+        """What every sum is divided by: the cohort that the plan expects, never the one that came."""
+        return float(self.cohort)
+
+    @property
+    def rate(self) -> float:
+        """q, the probability of each user's coin."""
+        return self.cohort / self.n_users
+
+    def spec(self, round: int) -> SumSpec:
+        """The sum that this round (from 1) asks for."""
+        left = round
+        for spec in self.sums:
+            if left <= spec.rounds:
+                return spec
+            left -= spec.rounds
+        raise InvalidConfig(f"the plan has {self.rounds} rounds, not {round}")
+
+    def event(self, round: int) -> Event | None:
+        """What the server's release of this round is charged as; None where the server promises nothing."""
+        if self.unit != "user":
+            return None
+        spec = self.spec(round)
+        if self.sampling == "poisson" and self.rate < 1:
+            return PoissonGaussian(noise_multiplier=spec.noise_multiplier, rate=self.rate)
+        return Gaussian(noise_multiplier=spec.noise_multiplier)
+
+    def device_event(self) -> PoissonGaussian | None:
+        """What one participation is charged as in the ledger of the device."""
+        if self.device is None:
+            return None
+        return PoissonGaussian(
+            noise_multiplier=self.device.noise_multiplier, rate=self.device.rate, count=self.device.steps
+        )
+
+    def events(self, rounds: int | None = None) -> tuple[Event, ...]:
+        """Everything one unit is charged for over the first `rounds` rounds (all of them if None).
+
+        Without amplification one profile is in at most k sums, so the k least noisy ones bound its cost.
+        """
+        done = self.rounds if rounds is None else rounds
+        times = min(self.max_participations, done)
+        if times == 0:
+            return ()
+        if self.device is not None:
+            assert (one := self.device_event()) is not None
+            return (PoissonGaussian(noise_multiplier=one.noise_multiplier, rate=one.rate, count=one.count * times),)
+        released = [event for r in range(1, done + 1) if (event := self.event(r)) is not None]
+        worst = sorted(released, key=lambda e: e.noise_multiplier)[:times]
+        counts: dict[Event, int] = {}
+        for event in worst:
+            counts[event] = counts.get(event, 0) + 1
+        return tuple(type(event)(**{**vars(event), "count": n}) for event, n in counts.items())
+
+    def guarantee(self, rounds: int | None = None, neighbours: Neighbours = "add/remove") -> Guarantee | None:
+        """What holds after so many rounds (all of them if None); None with unit "none".
+
+        Raises:
+            PrivacyRefused: no accountant gives a bound.
+            MissingExtra: the plan samples and dp-accounting is not installed.
+        """
+        if self.unit == "none":
+            return None
+        bound = accounting.epsilon(self.events(rounds), self.delta, neighbours)
+        noise, clips = (
+            ((self.device.noise_multiplier,), (self.device.clip_norm,))
+            if self.device
+            else (tuple(s.noise_multiplier for s in self.sums), tuple(s.clip_norm for s in self.sums))
+        )
+        return Guarantee(
+            unit=self.unit,
+            epsilon=bound.epsilon,
+            delta=self.delta,
+            neighbours=f"{neighbours} one {'profile' if self.unit == 'user' else 'interaction'}",
+            sampler=self._sampler_words(),
+            accountant=bound.accountant,
+            noise_multiplier=noise,
+            clip=clips,
+            trust="server" if self.unit == "user" else "own device",
+            uncharged=self.uncharged,
+        )
+
+    def _sampler_words(self) -> str:
+        if self.device is not None:
+            return f"poisson over own interactions, rate {self.device.rate:g}"
+        if self.sampling == "poisson":
+            return f"poisson over users, rate {self.rate:.4g}, holds against those who do not see the draw"
+        return f"none (at most {self.max_participations} of {self.rounds} sums per profile)"
+
+    def to_json(self) -> str:
+        """The plan as canonical JSON: sorted keys, no spaces; what is hashed and sent."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> PrivacyPlan:
+        """The plan of such JSON.
+
+        Raises:
+            UnknownMechanism: a field or value that this version does not know.
+        """
+        try:
+            fields = cast("dict[str, Any]", json.loads(text))
+            fields["sums"] = tuple(SumSpec(**spec) for spec in cast("Sequence[Mapping[str, Any]]", fields["sums"]))
+            if fields.get("device") is not None:
+                fields["device"] = DeviceNoise(**fields["device"])
+            fields["uncharged"] = tuple(fields.get("uncharged", ()))
+            return cls(**fields)
+        except (TypeError, KeyError, ValueError):
+            raise UnknownMechanism("plan has missing or unknown fields; update penchant") from None

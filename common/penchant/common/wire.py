@@ -1,0 +1,104 @@
+"""What passes between server and node in a round, as plain data.
+
+    order  (server → node)   which round and try, the plan, the learner, which of the node's own users were drawn
+    reply  (node → server)   the sum of their clipped contributions; its count is diagnostics only
+
+Both become a flat map of strings, numbers and bytes, so that any transport can carry them. Fields are only added and
+their meaning never changes; another schema version is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from penchant.common.errors import MalformedContribution, UnknownMechanism
+from penchant.common.learners.contract import State
+from penchant.common.privacy.plan import PrivacyPlan
+
+SCHEMA_VERSION = 1
+Flat = dict[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a node is asked for in one round.
+
+    Attributes:
+        round: from 1.
+        attempt: which try at this round, from 0; a second try draws everything afresh.
+        plan: the whole plan, so that a device can check it.
+        learner, settings: name and settings of the learner.
+        users: which of the node's own users were drawn, ascending.
+    """
+
+    round: int
+    attempt: int
+    plan: PrivacyPlan
+    learner: str
+    settings: Mapping[str, Any]
+    users: tuple[int, ...]
+
+    def to_flat(self) -> Flat:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "round": self.round,
+            "attempt": self.attempt,
+            "plan": self.plan.to_json(),
+            "learner": self.learner,
+            "settings": json.dumps(self.settings, sort_keys=True),
+            "users": json.dumps(self.users),
+        }
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Order:
+        """The order of such a map.
+
+        Raises:
+            UnknownMechanism: another schema version, or a field missing or malformed.
+        """
+        if flat.get("schema_version") != SCHEMA_VERSION:
+            raise UnknownMechanism(f"order version {flat.get('schema_version')!r} is unknown here; update penchant")
+        try:
+            return cls(
+                round=int(flat["round"]),
+                attempt=int(flat["attempt"]),
+                plan=PrivacyPlan.from_json(flat["plan"]),
+                learner=flat["learner"],
+                settings=json.loads(flat["settings"]),
+                users=tuple(int(u) for u in json.loads(flat["users"])),
+            )
+        except (KeyError, ValueError, TypeError):
+            raise UnknownMechanism("order has missing or malformed fields; update penchant") from None
+
+
+RefusalReason = Literal["error", "malformed", "late", "duplicate", "wrong round"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What one node sent back.
+
+    Attributes:
+        node: which, by its place in the roster.
+        round: that it answers.
+        arrays: the sum of its clipped contributions; None where it failed.
+        failure: why, in a word, where it failed.
+    """
+
+    node: int
+    round: int
+    arrays: State | None
+    failure: str = ""
+
+    def contribution(self) -> State:
+        """The sum.
+
+        Raises:
+            MalformedContribution: the node failed.
+        """
+        if self.arrays is None:
+            raise MalformedContribution(f"a node failed: {self.failure or 'no answer'}")
+        return self.arrays

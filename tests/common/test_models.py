@@ -1,0 +1,372 @@
+"""Every interest model keeps one contract; those that read no history can also be clipped sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from opacus import GradSampleModule
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from torch import Tensor
+from torch.autograd import backward
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn import functional as F
+
+from penchant.common.errors import InvalidConfig
+from penchant.common.learners.neural.models import (
+    MODELS,
+    InterestModel,
+    ModelConfig,
+    SequenceModel,
+    all_scores,
+    build,
+    group_loss,
+    neumf,
+    pad,
+)
+
+N_ITEMS = 20  # 0 … 9 are one taste, 10 … 19 the other
+LENGTH = 8
+POINT = ("mf", "neumf")
+SEQUENCE = tuple(name for name in MODELS if name not in POINT)
+
+# Opacus hooks the backward pass of embeddings, whose inputs are positions and have no gradient; that is intended.
+no_input_gradients = pytest.mark.filterwarnings(
+    "ignore:Full backward hook is firing when gradients are computed with respect to module outputs:UserWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_random_state_of_its_own() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+def small(name: str, seed: int = 1) -> InterestModel:
+    return build(ModelConfig(name=name, dim=8, max_length=LENGTH), N_ITEMS, seed)
+
+
+def loud(name: str, seed: int = 1) -> InterestModel:
+    """A model with weights so large that whatever reaches a score is seen in it; dropout off."""
+    model, random = small(name), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.normal_(0, 0.7, generator=random)  # the padding row too, as a noised sum would
+    return model.eval()
+
+
+def sequence_model(name: str) -> SequenceModel:
+    model = loud(name)
+    assert isinstance(model, SequenceModel)
+    return model
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding; an accelerator multiplies convolutions and recurrences with 10-bit fractions."""
+    return torch.allclose(a, b, rtol=0, atol=1e-5 if a.device.type == "cpu" else 2e-3)
+
+
+def draw(taste: int, n: int, length: int = LENGTH) -> Tensor:
+    """int64[n, length], items of one taste."""
+    return torch.randint(10 * taste, 10 * taste + 10, (n, length))
+
+
+def training_loss(model: InterestModel, histories: Tensor) -> Tensor:
+    negatives = torch.randint(0, N_ITEMS, (*histories.shape, 4), device=histories.device)
+    if isinstance(model, SequenceModel):
+        return model.sequence_loss(histories, negatives if model.needs_negatives else None).mean()
+    groups = torch.cat([histories[..., None], negatives], 2).flatten(0, 1)  # [B · L, 1 + k]
+    return group_loss(model(histories.new_zeros(len(groups), 0), groups)).mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_gives_one_logit_for_each_candidate_and_all_scores_agrees(self, name: str, device: torch.device) -> None:
+        model = loud(name).to(device).train()
+        history, candidates = draw(0, 3).to(device), torch.tensor([[4, 19], [0, 4], [7, 7]], device=device)
+        scores = all_scores(model, history)
+        assert scores.shape == (3, N_ITEMS)
+        assert scores.dtype == torch.float32
+        assert model.training
+        logits = model.eval()(history, candidates)
+        assert logits.shape == (3, 2)
+        assert logits.dtype == torch.float32
+        assert same(logits, scores.gather(1, candidates))
+        assert not same(logits, scores.gather(1, candidates.flip(1)))
+
+    def test_padding_never_leaks(self, name: str, device: torch.device) -> None:
+        model = loud(name).to(device)
+        histories = [[3], [3, 14, 5], [], [1, 2, 3, 4, 5]]
+        narrow, wide = (pad(histories, length, N_ITEMS).to(device) for length in (5, LENGTH))
+        scores = all_scores(model, narrow)
+        assert same(all_scores(model, wide), scores)
+        if isinstance(model, SequenceModel):
+            with torch.no_grad():
+                model.item.weight[N_ITEMS] += 1
+        assert same(all_scores(model, wide), scores)
+        other = pad([[4], [3, 6, 5], [8], [9, 2, 3, 4, 5]], LENGTH, N_ITEMS).to(device)
+        moved = (all_scores(model, other) - scores).abs().amax(1) > 0.01
+        assert moved.tolist() == [model.reads_history] * 4  # the same comparison does see a real item change
+
+    def test_learns_two_tastes_in_thirty_steps(self, name: str, device: torch.device) -> None:
+        for taste in (0, 1):
+            model = small(name).to(device)
+            # A model that reads histories learns both tastes at once; otherwise the person is a parameter.
+            tastes = (0, 1) if model.reads_history else (taste,)
+            held_out = draw(taste, 16).to(device)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+            before = training_loss(model.eval(), held_out).item()
+            model.train()
+            for _ in range(30):
+                optimizer.zero_grad()
+                people = torch.cat([draw(t, 64) for t in tastes]).to(device)
+                backward(training_loss(model, people))
+                optimizer.step()
+            after = training_loss(model.eval(), held_out).item()
+            assert after < 0.85 * before
+            scores = all_scores(model, held_out).view(-1, 2, 10)  # by taste
+            right, wrong = scores[:, taste, :, None], scores[:, 1 - taste, None, :]
+            assert (right > wrong).float().mean() > 0.9  # of all pairs
+
+    def test_survives_a_state_dict_round_trip(self, name: str, device: torch.device) -> None:
+        model, copy = small(name, seed=1).to(device), small(name, seed=2).to(device)
+        history = draw(1, 4).to(device)
+        assert not same(all_scores(copy, history), all_scores(model, history))
+        copy.load_state_dict(model.state_dict())
+        assert torch.equal(all_scores(copy, history), all_scores(model, history))
+
+    def test_gives_an_empty_history_finite_scores_the_same_for_everybody(self, name: str, device: torch.device) -> None:
+        model = loud(name).to(device)
+        alone = all_scores(model, pad([[]], LENGTH, N_ITEMS).to(device))
+        among = all_scores(model, pad([[1, 2], [], [99, -1], [11]], LENGTH, N_ITEMS).to(device))
+        assert torch.isfinite(alone).all()
+        assert same(among[1], alone[0])
+        assert same(among[2], alone[0])  # only unknown items
+        assert same(among[3], alone[0]) != model.reads_history
+
+    def test_has_every_parameter_that_it_names(self, name: str) -> None:
+        model = small(name)
+        shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
+        rows = N_ITEMS + model.reads_history  # one more, for padding
+        tables = {key for key, shape in shapes.items() if shape[0] == rows}
+        assert set(model.item_tables) == tables
+        assert set(model.private) == {key for key in shapes if key.startswith("user")}
+        assert bool(model.private) != model.reads_history
+
+    def test_starts_from_its_seed_alone(self, name: str) -> None:
+        torch.manual_seed(5)
+        untouched = torch.rand(3)
+        torch.manual_seed(5)
+        first = small(name, seed=2**63 - 1)
+        assert torch.equal(torch.rand(3), untouched)  # the program's own state went on as if nothing happened
+        with torch.device("meta"):
+            second = small(name, seed=2**63 - 1)
+        other = small(name, seed=7)
+        for key, weights in first.state_dict().items():
+            assert torch.equal(second.state_dict()[key], weights)
+        assert any(not torch.equal(other.state_dict()[key], weights) for key, weights in first.state_dict().items())
+
+    def test_refuses_an_item_outside_the_catalogue(self, name: str) -> None:
+        model = small(name)
+        for item in (-1, N_ITEMS + 1):
+            with pytest.raises(IndexError):
+                model(draw(0, 1), torch.tensor([[0, item]]))
+
+
+@pytest.mark.parametrize("name", SEQUENCE)
+class TestSequenceModels:
+    def test_a_state_reads_nothing_later_and_is_what_its_prefix_gives(self, name: str, device: torch.device) -> None:
+        model = sequence_model(name).to(device)
+        history = pad([[5, 14, 3, 3, 12], [1, 2, 3, 4, 5, 6, 7, 8]], LENGTH, N_ITEMS).to(device)
+        changed = history.clone()
+        changed[:, 6:] = 19
+        states = model.encode(history)
+        assert states.shape == (2, LENGTH, 8)
+        assert same(model.encode(changed)[:, :6], states[:, :6])
+        assert not same(model.encode(changed)[:, 6:], states[:, 6:])
+        assert not states[0, : LENGTH - 5].any()  # padded places
+        for end in range(4, LENGTH + 1):
+            assert same(model.encode(history[:, :end])[:, -1], states[:, end - 1])
+
+    @pytest.mark.parametrize("length", [2, 4])
+    def test_the_loss_is_the_mean_over_prefixes(self, name: str, length: int) -> None:
+        model = sequence_model(name)
+        history = [7, 3, 15, 4][:length]
+        negatives = torch.randint(0, N_ITEMS, (1, LENGTH, 3))
+        offset = LENGTH - len(history)
+        softmax, binary = [], []
+        for t in range(1, len(history)):
+            prefix = pad([history[:t]], LENGTH, N_ITEMS)
+            softmax.append(F.cross_entropy(all_scores(model, prefix), torch.tensor([history[t]])))
+            group = torch.cat([torch.tensor([history[t]]), negatives[0, offset + t]])
+            binary.append(group_loss(model(prefix, group[None]))[0])
+        padded = pad([history], LENGTH, N_ITEMS)
+        assert same(model.sequence_loss(padded, negatives)[0], torch.stack(binary).mean())
+        assert not same(model.sequence_loss(padded, negatives.flip(1))[0], torch.stack(binary).mean())
+        if model.needs_negatives:
+            with pytest.raises(InvalidConfig, match="negatives"):
+                model.sequence_loss(padded)
+        else:
+            assert same(model.sequence_loss(padded)[0], torch.stack(softmax).mean())
+
+    def test_a_history_too_short_to_predict_in_costs_and_teaches_nothing(self, name: str) -> None:
+        model = sequence_model(name)
+        history = pad([[], [4], [4, 5]], LENGTH, N_ITEMS)
+        losses = model.sequence_loss(history, torch.randint(0, N_ITEMS, (3, LENGTH, 2)))
+        assert losses[:2].tolist() == [0.0, 0.0]
+        assert losses[2] > 0
+        backward(losses[:2].sum())
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+    def test_the_padding_row_gets_no_gradient(self, name: str) -> None:
+        model = sequence_model(name)
+        history = pad([[1, 2, 3], [4]], LENGTH, N_ITEMS)
+        backward(training_loss(model, history))
+        gradient = model.item.weight.grad
+        assert gradient is not None
+        assert not gradient[N_ITEMS].any()
+        assert gradient[:N_ITEMS].any()
+
+    def test_reads_max_length_items_and_no_more(self, name: str) -> None:
+        model = sequence_model(name)
+        longest = draw(0, 2, LENGTH + 1)
+        assert torch.isfinite(model.sequence_loss(longest, torch.randint(0, N_ITEMS, (2, LENGTH + 1, 2)))).all()
+        with pytest.raises(InvalidConfig, match="max_length is 8"):
+            model(longest, longest)
+
+
+@pytest.mark.parametrize("name", POINT)
+class TestModelsThatReadNoHistory:
+    # Row 1 draws one negative twice and row 2 its own positive: both add up on one item's vector.
+    groups = torch.tensor([[3, 5, 6, 7], [3, 5, 5, 7], [4, 4, 19, 4], [0, 1, 2, 3]])
+    histories = torch.zeros(4, 0, dtype=torch.int64)
+
+    def gradients_one_by_one(self, model: InterestModel) -> list[dict[str, Tensor]]:
+        result = []
+        for group in self.groups:
+            gradients = torch.autograd.grad(
+                group_loss(model(self.histories[:1], group[None])).sum(), list(model.parameters())
+            )
+            result.append(dict(zip(dict(model.named_parameters()), gradients, strict=True)))
+        return result
+
+    def test_a_group_touches_only_the_items_it_names(self, name: str) -> None:
+        model = loud(name)
+        for group, gradients in zip(self.groups, self.gradients_one_by_one(model), strict=True):
+            for table in model.item_tables:
+                touched = gradients[table].abs().sum(1).nonzero().flatten()
+                assert touched.tolist() == sorted(set(group.tolist()))
+
+    @no_input_gradients
+    def test_opacus_gradients_equal_autograd_sample_by_sample(self, name: str) -> None:
+        model = loud(name).train()
+        expected = self.gradients_one_by_one(model)
+        wrapped = GradSampleModule(model, loss_reduction="sum")
+        backward(group_loss(wrapped(self.histories, self.groups)).sum())
+        for key, parameter in model.named_parameters():
+            samples = getattr(parameter, "grad_sample")  # noqa: B009  # Opacus adds it, unknown to the types
+            for sample, gradients in zip(samples, expected, strict=True):
+                assert torch.allclose(sample, gradients[key], atol=1e-5)
+
+    @no_input_gradients
+    def test_opacus_ghost_norms_equal_the_norms_of_those_gradients(self, name: str) -> None:
+        model = loud(name).train()
+        expected = torch.stack(
+            [torch.cat([g.flatten() for g in sample.values()]).norm() for sample in self.gradients_one_by_one(model)]
+        )
+        wrapped = GradSampleModuleFastGradientClipping(model, loss_reduction="sum")
+        backward(group_loss(wrapped(self.histories, self.groups)).sum())
+        norms = wrapped.get_norm_sample()
+        assert torch.allclose(norms, expected, atol=1e-5)
+        assert not torch.allclose(norms, expected.flip(0), atol=1e-2)
+
+    def test_a_block_of_users_trained_together_gets_each_ones_gradients(self, name: str, device: torch.device) -> None:
+        users = [loud(name, seed=u).to(device) for u in range(3)]
+        groups = torch.randint(0, N_ITEMS, (3, 5, 4), device=device)  # [users, B, 1 + k]
+        history = torch.zeros(5, 0, dtype=torch.int64, device=device)
+        parameters, buffers = stack_module_state(users)
+        assert not buffers  # Opacus refuses them
+
+        def loss(parameters: dict[str, Tensor], groups: Tensor) -> Tensor:
+            return group_loss(functional_call(users[0], parameters, (history, groups))).mean()
+
+        together = vmap(grad(loss))(parameters, groups)
+        for u, model in enumerate(users):
+            backward(group_loss(model(history, groups[u])).mean())
+            for key, parameter in model.named_parameters():
+                assert parameter.grad is not None
+                assert same(together[key][u], parameter.grad)
+                assert not same(together[key][u], together[key][u - 1])
+
+
+def test_a_group_costs_the_mean_of_its_binary_cross_entropies() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [-60.0, 60.0, 0.0]])  # the second overflows if written with logs
+    chosen = torch.tensor([[1.0, 0.0, 0.0]]).expand(2, -1)
+    expected = F.binary_cross_entropy_with_logits(logits, chosen, reduction="none").mean(1)
+    assert torch.allclose(group_loss(logits), expected)
+    assert not torch.allclose(group_loss(logits.flip(1)), expected)
+
+
+def test_neumf_scores_a_catalogue_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, history = small("neumf"), draw(0, 2)
+    at_once = all_scores(model, history)
+    monkeypatch.setattr(neumf, "CHUNK", 7)  # 20 items: two whole chunks and a rest
+    assert same(all_scores(model, history), at_once)
+    assert not same(at_once[:, :1], at_once[:, 7:8])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "tranformer"}, "did you mean 'transformer'"),
+        ({"name": "GRU"}, "did you mean 'gru'"),
+        ({"name": "xyz"}, "choose from mf, neumf"),
+        ({"name": "mf", "heads": 2}, "mf has no option 'heads'"),
+        ({"name": "gru", "dropout": 1.0}, "dropout must be in"),
+        ({"name": "gru", "dropout": float("nan")}, "dropout must be in"),
+        ({"name": "gru", "layers": 0}, "layers must be a whole number"),
+        ({"name": "gru", "max_length": 2.5}, "max_length must be a whole number"),
+        ({"name": "mf", "dim": -1}, "dim must be a whole number"),
+        ({"name": "transformer", "dim": 9}, "heads must divide dim"),
+        ({"name": "neumf", "hidden": 7}, "hidden must be even"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused_by_name(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        ModelConfig(**options)  # type: ignore[arg-type]  # wrong types are the point
+    assert ModelConfig(name="transformer", heads=4, dim=12).options["layers"] == 2
+
+
+def test_every_option_reaches_its_model() -> None:
+    def n_parameters(**options: int) -> int:
+        model = build(ModelConfig(name="transformer", **options), N_ITEMS, 0)
+        return sum(p.numel() for p in model.parameters())
+
+    plain = n_parameters()
+    assert n_parameters(max_length=60) == plain + 10 * 32
+    assert n_parameters(layers=3) > plain
+    assert n_parameters(hidden=64) < plain
+    assert n_parameters(heads=4) == plain
+    dropped = build(ModelConfig(name="gru", dropout=0.75), N_ITEMS, 0)
+    assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.75 for m in dropped.modules())
+
+
+def test_an_empty_catalogue_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="n_items"):
+        build(ModelConfig(name="mf"), 0, 0)
+    assert build(ModelConfig(name="mf"), 1, 0).n_items == 1
+
+
+def test_pad_of_nobody_is_an_empty_block() -> None:
+    assert pad([], 4, N_ITEMS).shape == (0, 4)
+    assert pad([[1]], 4, N_ITEMS).shape == (1, 4)
