@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import Array
 from flwr.clientapp import ClientApp
 
 from penchant.client.node import Node
@@ -16,6 +17,7 @@ from penchant.common.errors import PenchantError
 from penchant.common.wire import Order
 
 log = logging.getLogger("penchant.client")
+_COUNTS = "penchant.participations"
 REFUSED = 1000  # our own error code; Flower's end far below
 
 
@@ -23,22 +25,26 @@ def client_app(node: Callable[[Context], Node]) -> ClientApp:
     """A ClientApp that answers orders for the people that `node` hosts, and tells which shard of the roster it is."""
     app = ClientApp()
 
-    @app.query()  # type: ignore[untyped-decorator]
+    @app.query()
     def enrol(message: Message, context: Context) -> Message:
         here = MetricRecord({"partition": int(context.node_config["partition-id"])})
         return Message(RecordDict({"enrolment": here}), reply_to=message)
 
-    @app.train()  # type: ignore[untyped-decorator]
+    @app.train()
     def train(message: Message, context: Context) -> Message:
         try:
             order = Order.from_flat(config(message.content))
             state = {k: v.numpy() for k, v in arrays(message.content, "state").items()}
-            total = node(context).answer(order, state)
+            host = node(context)
+            if _COUNTS in context.state.array_records:  # the worker that serves this node may be another one each round
+                host.participations[:] = context.state.array_records[_COUNTS]["counts"].numpy()
+            total = host.answer(order, state)
+            context.state[_COUNTS] = ArrayRecord({"counts": Array(host.participations)})
         except PenchantError as error:  # the words of ours name no person and no item
             log.warning("round refused: %s", error)
             return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
-        content = {
-            "sum": ArrayRecord(dict(total.items()), keep_input=True),
+        content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+            "sum": ArrayRecord({name: Array(values) for name, values in total.items()}),
             "diagnostics": MetricRecord({"round": order.round, "users": len(order.users)}),
         }
         return Message(RecordDict(content), reply_to=message)

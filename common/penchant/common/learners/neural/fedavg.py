@@ -187,13 +187,13 @@ class FedAvg(Learner):
     def _train_sequence(
         self, model: SequenceModel, weights: dict[str, Tensor], history: History, random: np.random.Generator
     ) -> Arrays:
-        """One person's sequence: each epoch a step on the mean loss of its last `max_length` items."""
+        """One person's sequence: each epoch a step on the mean loss of its last items."""
         self._load(weights)
         rule = self.config.local
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own stream
             torch.default_generator.manual_seed(int(random.integers(2**63 - 1)))
             if len(history) > 1:
-                sequence = pad([history.items], model.max_length, len(self.catalogue)).to(self.where)
+                sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)
                 optimizer = torch.optim.SGD(model.parameters(), lr=rule.lr)
                 model.train()
                 for _ in range(rule.epochs):

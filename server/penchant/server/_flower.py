@@ -1,0 +1,115 @@
+"""The one place on the server side that knows Flower: our rounds as a strategy, and the ServerApp that runs it.
+
+The strategy subclasses Flower's FedAvg and replaces what that gets wrong for private sums: who is drawn (coins of users,
+not a fixed number of nodes), how replies are checked and added (never weighted by what a client says of itself), and
+what a failed reply does (it is counted; the round goes on).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app.message import Array
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from penchant.common.errors import PenchantError
+from penchant.common.learners.contract import State
+from penchant.common.wire import Reply
+from penchant.server.rounds import RoundRecord, Rounds
+
+log = logging.getLogger("penchant.server")
+AfterRound = Callable[[RoundRecord, Rounds], None]
+
+
+class PrivateSumStrategy(FedAvg):
+    """Flower's round loop around our `Rounds`.
+
+    Args:
+        rounds: decides and sums.
+        shards: which part of the roster each Flower node is, from its enrolment.
+        after_round: called once a round is released: the place to keep a checkpoint.
+    """
+
+    def __init__(self, rounds: Rounds, shards: dict[int, int], after_round: AfterRound) -> None:
+        super().__init__(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=1)
+        self._rounds, self._after_round = rounds, after_round
+        self._nodes = {shard: node for node, shard in shards.items()}
+        self._shards = shards
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return [
+            Message(
+                RecordDict({"state": arrays, "order": ConfigRecord(dict(order.to_flat()))}),
+                dst_node_id=self._nodes[shard],
+                message_type=MessageType.TRAIN,
+            )
+            for shard, order in self._rounds.open().items()
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        record = self._rounds.close(self._read(message) for message in replies)
+        if record.refused:
+            log.warning("round %d: %s", record.round, dict(record.refused))
+        self._after_round(record, self._rounds)
+        return to_record(self._rounds.learner.released(self._rounds.state)), None
+
+    def _read(self, message: Message) -> Reply:
+        """One Flower message as our reply; whatever is wrong with it becomes a failure, never an exception."""
+        shard, number = self._shards.get(message.metadata.src_node_id, -1), self._rounds.progress.done + 1
+        if message.has_error():
+            log.warning("a node failed: %s", message.error.reason)
+            return Reply(node=shard, round=number, arrays=None, failure="error")
+        try:
+            sent = message.content.array_records["sum"]
+            number = int(message.content.metric_records["diagnostics"]["round"])  # type: ignore[arg-type]  # or refused
+            return Reply(node=shard, round=number, arrays={name: array.numpy() for name, array in sent.items()})
+        except (KeyError, TypeError, ValueError, EOFError):
+            return Reply(node=shard, round=number, arrays=None, failure="unreadable")
+
+
+def server_app(rounds: Callable[[], Rounds], after_round: AfterRound, *, timeout_s: float = 3600.0) -> ServerApp:
+    """A ServerApp that runs all rounds that are left.
+
+    Args:
+        rounds: called once the app runs.
+        timeout_s: how long a round waits for its nodes.
+    """
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def main(grid: Grid, context: Context) -> None:
+        run = rounds()
+        if run.left:
+            strategy = PrivateSumStrategy(run, enrol(grid, timeout_s), after_round)
+            first = to_record(run.learner.released(run.state))
+            strategy.start(grid=grid, initial_arrays=first, num_rounds=run.left, timeout=timeout_s)
+
+    return app
+
+
+def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:
+    """Asks every node which part of the roster it is.
+
+    Raises:
+        PenchantError: no node, or two that claim the same part.
+    """
+    asked = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY) for node in grid.get_node_ids()]
+    shards = {}
+    for reply in grid.send_and_receive(asked, timeout=timeout_s):
+        if not reply.has_error():
+            where = reply.content.metric_records["enrolment"]["partition"]
+            shards[reply.metadata.src_node_id] = int(where)  # type: ignore[arg-type]  # a MetricRecord holds numbers
+    if not shards or len(set(shards.values())) != len(shards):
+        raise PenchantError(f"{len(shards)} nodes answered, and each must be a part of the roster of its own")
+    return shards
+
+
+def to_record(state: State) -> ArrayRecord:
+    return ArrayRecord({name: Array(values) for name, values in state.items()})

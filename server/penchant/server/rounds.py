@@ -1,0 +1,184 @@
+"""The round loop's decisions: who is asked, what is accepted, what is charged and released. It knows no transport.
+
+    open   budget checked first, cohort drawn, one order per node that hosts a drawn user
+    close  replies checked and summed, the ledger charged, the noised sum released and applied
+
+A reply that is malformed, late, a duplicate or an error is counted by reason and left out; it changes neither the noise
+nor the divisor. A round with no reply at all still releases noise and is still charged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penchant.common.arrays import Int64
+from penchant.common.errors import InvalidConfig, MalformedContribution
+from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.sampling import draw
+from penchant.common.privacy.sums import PrivateSum
+from penchant.common.streams import Streams
+from penchant.common.wire import Order, Reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """What happened in one round. The counts are exact: they are for the operator and never part of a release.
+
+    Attributes:
+        round, attempt: which, and which try at it.
+        sum: the name of what was asked for.
+        drawn: users in the cohort.
+        nodes: nodes asked; `answered` of them gave a sum that was accepted.
+        refused: replies left out, by reason.
+        seconds: from the draw to the release.
+        bytes_down, bytes_up: of the state and of one contribution, as arrays, for each drawn user.
+    """
+
+    round: int
+    attempt: int
+    sum: str
+    drawn: int
+    nodes: int
+    answered: int
+    refused: Mapping[str, int]
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass
+class Progress:
+    """What a run must keep to go on later: everything else follows from plan, learner and streams.
+
+    Attributes:
+        state: of the learner, the server's part included.
+        done: rounds released so far.
+        participations: int64[n_users], rounds each user was drawn for.
+    """
+
+    state: State
+    participations: Int64
+    done: int = 0
+    records: list[RoundRecord] = field(default_factory=list)
+
+
+class Rounds:
+    """Runs a plan's rounds for one learner.
+
+    Args:
+        roster: users of each node, fixed at enrolment; their sum is the plan's n_users.
+        settings: the learner's config as plain types, for the orders.
+        streams: coins and noise; seeded only in research.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        settings: Mapping[str, Any],
+        plan: PrivacyPlan,
+        roster: Sequence[int],
+        ledger: Ledger,
+        streams: Streams,
+        progress: Progress | None = None,
+    ) -> None:
+        if sum(roster) != plan.n_users:
+            raise InvalidConfig(f"the roster holds {sum(roster)} users and the plan {plan.n_users}")
+        self.learner, self.plan, self.ledger = learner, plan, ledger
+        self._settings, self._roster, self._streams = settings, tuple(roster), streams
+        self._first = np.concatenate([[0], np.cumsum(roster)])
+        self.progress = progress or Progress(learner.init(streams), np.zeros(plan.n_users, np.int64))
+        self._asked: dict[int, Order] = {}
+        self._participations, self._started, self._attempt = self.progress.participations, 0.0, 0
+
+    @property
+    def left(self) -> int:
+        return self.plan.rounds - self.progress.done
+
+    @property
+    def state(self) -> State:
+        return self.progress.state
+
+    def open(self) -> dict[int, Order]:
+        """Draws the next round's cohort: an order for each node that hosts one of the drawn.
+
+        Raises:
+            BudgetExhausted: the ledger has no room for the round; nobody was asked.
+        """
+        number = self.progress.done + 1
+        if (event := self.plan.event(number)) is not None:
+            self.ledger.check(event)
+        self._started = time.perf_counter()
+        self._attempt = self.ledger.attempts(number)
+        self._participations = self.progress.participations.copy()
+        drawn = draw(self.plan, self._participations, self._streams.get("cohort", number, self._attempt))
+        nodes = np.searchsorted(self._first, drawn, side="right") - 1
+        self._asked = {
+            int(node): Order(
+                round=number,
+                attempt=self._attempt,
+                plan=self.plan,
+                learner=self.learner.name,
+                settings=self._settings,
+                users=tuple(int(u) for u in drawn[nodes == node] - self._first[node]),
+            )
+            for node in np.unique(nodes)
+        }
+        return self._asked
+
+    def close(self, replies: Iterable[Reply]) -> RoundRecord:
+        """Sums what came, charges, releases and applies."""
+        number, state = self.progress.done + 1, self.progress.state
+        spec, shapes = self.plan.spec(number), self.learner.shapes(state)
+        total = PrivateSum(shapes, clip_norm=spec.clip_norm, noise_multiplier=spec.noise_multiplier)
+        heard: set[int] = set()
+        refused: Counter[str] = Counter()
+        for reply in replies:
+            reason = self._refusal(reply, number, heard)
+            if not reason:
+                try:
+                    total.add(reply.contribution(), users=self._roster[reply.node])
+                    heard.add(reply.node)
+                except MalformedContribution:
+                    reason = "malformed" if reply.arrays is not None else "error"
+            if reason:
+                refused[reason] += 1
+        event = self.plan.event(number)
+        receipt = None if event is None else self.ledger.charge(number, event)
+        noisy = total.release(self._streams.get("noise", number, self._attempt), receipt)
+        drawn = sum(len(order.users) for order in self._asked.values())
+        record = RoundRecord(
+            round=number,
+            attempt=self._attempt,
+            sum=spec.name,
+            drawn=drawn,
+            nodes=len(self._asked),
+            answered=len(heard),
+            refused=dict(refused),
+            seconds=time.perf_counter() - self._started,
+            bytes_down=drawn * sum(np.asarray(v).nbytes for v in self.learner.released(state).values()),
+            bytes_up=drawn * sum(4 * int(np.prod(shape)) for shape in shapes.values()),
+        )
+        self.progress = Progress(
+            self.learner.apply(state, noisy, self.plan.divisor),
+            self._participations,
+            number,
+            [*self.progress.records, record],
+        )
+        self._asked = {}
+        return record
+
+    def _refusal(self, reply: Reply, number: int, heard: set[int]) -> str:
+        if reply.round != number:
+            return "wrong round"
+        if reply.node not in self._asked:
+            return "not asked"
+        return "duplicate" if reply.node in heard else ""

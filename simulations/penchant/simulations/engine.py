@@ -1,0 +1,191 @@
+"""Runs the rounds of one federated row on an engine, from wherever it stopped.
+
+Users are dealt to nodes in contiguous shards. A node's random streams are named by the user's place in the whole
+roster, so that neither the number of nodes nor the engine changes what anybody draws.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+
+from penchant.client._flower import client_app
+from penchant.client.node import Node
+from penchant.common.catalogue import Catalogue
+from penchant.common.interactions import Interactions
+from penchant.common.learners import registry
+from penchant.common.learners.contract import Learner
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.streams import Streams
+from penchant.server._flower import AfterRound, server_app
+from penchant.server.rounds import Progress, Rounds
+from penchant.simulations._flower import run_flower, run_local
+from penchant.simulations.settings import Federated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """Who takes part: their training histories, and what there is to recommend."""
+
+    histories: Interactions
+    catalogue: Catalogue
+
+
+def run(
+    row: Federated,
+    population: Population,
+    *,
+    name: str,
+    seed: int,
+    nodes: int,
+    engine: str,
+    where: str,
+    after_round: AfterRound,
+    progress: Progress | None = None,
+    charges: list[dict[str, Any]] | None = None,
+) -> Rounds:
+    """Runs every round that is left.
+
+    Args:
+        name: of the row; its streams and its ledger are called after it.
+        where: torch device of the nodes.
+        after_round: called after each release, with what a checkpoint needs.
+        progress, charges: of an earlier, interrupted run.
+    """
+    n_users = population.histories.n_users
+    roster = shard_sizes(n_users, nodes)
+    streams = Streams(seed).child(name)
+    plan = row.plan
+    ledger = Ledger(plan.population, delta=plan.delta)
+    if charges:
+        ledger.load(charges)
+    learner = registry.build(row.learner, row.settings, population.catalogue, where=where)
+    rounds = Rounds(
+        learner=learner,
+        settings=row.settings,
+        plan=plan,
+        roster=roster,
+        ledger=ledger,
+        streams=streams.child("server"),
+        progress=progress,
+    )
+    server = server_app(lambda: rounds, after_round)
+    clients = streams.seed("clients")
+    if engine == "local":
+        taken = None if progress is None else progress.participations
+        hosts = {
+            shard: _node(population, roster, shard, clients, where, taken, learner) for shard in range(len(roster))
+        }
+        run_local(server, client_app(lambda context: hosts[_shard(context)]), len(roster))
+    else:
+        with tempfile.TemporaryDirectory(prefix="penchant-") as folder:
+            save_population(population, Path(folder))
+            if progress is not None:
+                np.save(Path(folder) / "participations.npy", progress.participations)
+            run_flower(server, client_app(_WorkerNode(folder, roster, clients, where)), len(roster))
+    return rounds
+
+
+def shard_sizes(n_users: int, nodes: int) -> tuple[int, ...]:
+    """Users of each node, as even as can be, no node without users.
+
+    >>> shard_sizes(7, 3)
+    (3, 2, 2)
+    """
+    nodes = min(nodes, n_users)
+    return tuple(n_users // nodes + (shard < n_users % nodes) for shard in range(nodes))
+
+
+@dataclass(frozen=True)
+class _WorkerNode:
+    """Makes a node in a worker process of Flower's engine, from files; only this small object travels."""
+
+    folder: str
+    roster: tuple[int, ...]
+    seed: int
+    where: str
+
+    def __call__(self, context: Context) -> Node:
+        return _worker_node(self, _shard(context))
+
+
+@lru_cache(maxsize=64)
+def _worker_node(spec: _WorkerNode, shard: int) -> Node:
+    folder = Path(spec.folder)
+    taken = folder / "participations.npy"
+    counts = np.load(taken) if taken.exists() else None
+    return _node(load_population(folder), spec.roster, shard, spec.seed, spec.where, counts, None)
+
+
+def _node(
+    population: Population,
+    roster: tuple[int, ...],
+    shard: int,
+    seed: int,
+    where: str,
+    taken: np.ndarray[Any, np.dtype[np.int64]] | None,
+    shared: Learner | None,
+) -> Node:
+    """A node for one shard.
+
+    Args:
+        shared: the learner of this process, to save building it for each node; a learner holds no state.
+    """
+    first = sum(roster[:shard])
+    own = np.arange(first, first + roster[shard])
+
+    def learners(name: str, settings: Mapping[str, Any]) -> Learner:
+        return shared or registry.build(name, settings, population.catalogue, where=where)
+
+    counts = None if taken is None else taken[own].copy()
+    histories = population.histories.select(own)
+    return Node(histories, learners, Streams(seed), first_user=first, participations=counts)
+
+
+def _shard(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def save_population(population: Population, folder: Path) -> None:
+    """Writes what a worker needs to host its shard."""
+    h, c = population.histories, population.catalogue
+    np.savez(
+        folder / "histories.npz",
+        offsets=h.offsets,
+        items=h.items,
+        times=h.times,
+        strengths=h.strengths,
+    )
+    record = {"ids": c.ids, "titles": c.titles, "topics": c.topics, "name": c.name}
+    (folder / "catalogue.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def load_population(folder: Path) -> Population:
+    """What `save_population` wrote."""
+    record = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+    catalogue = Catalogue(
+        ids=tuple(record["ids"]),
+        titles=tuple(record["titles"]),
+        topics=tuple(tuple(t) for t in record["topics"]),
+        name=record["name"],
+    )
+    with np.load(folder / "histories.npz") as columns:
+        histories = Interactions(
+            offsets=columns["offsets"],
+            items=columns["items"],
+            times=columns["times"],
+            strengths=columns["strengths"],
+            n_items=len(catalogue),
+        )
+    return Population(histories=histories, catalogue=catalogue)
+
+
+Evaluator = Callable[[Learner, Any], float]

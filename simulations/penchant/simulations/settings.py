@@ -1,0 +1,298 @@
+"""What one simulation is: its data, its rows, its budgets. Everything in it can be published.
+
+`SimulationConfig` is what the command line and config.toml fill in. `rows` turns it into the methods that are compared,
+`federated` into the learner, its settings and the privacy plan of one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from penchant.common import config
+from penchant.common.config import did_you_mean
+from penchant.common.errors import InvalidConfig
+from penchant.common.learners import cooccurrence
+from penchant.common.learners.cooccurrence import CooccurrenceConfig
+from penchant.common.privacy import accounting, gaussian
+from penchant.common.privacy.events import PoissonGaussian
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, Sampling, SumSpec, Unit
+from penchant.common.taste import TasteConfig
+
+LearnerName = Literal["fedavg", "cooccurrence"]
+Kind = Literal["floor", "not private", "federated"]
+MODELS = ("mf", "neumf", "gru", "lstm", "cnn-lstm", "transformer")
+READS_HISTORY = MODELS[2:]
+CHOSEN_ON_PUBLIC = "settings were chosen on public MovieLens data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """One simulation. None means: decided by the row (see docs/simulate.md).
+
+    Attributes:
+        data, items, rating_scale, skip_bad_rows, k_core: what is loaded; see `data.loaders.load`.
+        split: see `splits.split`.
+        learner, model, unit: which rows are asked for, beside the floors.
+        epsilon, delta: the budget of each private row; both or neither.
+        noise_multiplier: instead of epsilon.
+        rounds, cohort: of FedAvg rows.
+        sampling: "none", or "poisson": a coin for each user, with unit user.
+        max_participations: k, rounds in which one profile may take part, with sampling "none".
+        local_epochs, lr: of local training.
+        clip: of the update (unit user) or of a sample's gradient (unit interaction).
+        nodes: Flower nodes that share the users.
+        engine: "local", or "flower" for Flower's simulation engine on Ray.
+        device: torch device; "auto" takes CUDA where there is one.
+        sampled_negatives: also report the 99-sampled-negatives protocol, which does not order methods as full ranking.
+        seed: of everything random; results repeat.
+    """
+
+    data: str = "embedded"
+    items: str | None = None
+    rating_scale: tuple[float, float] | None = None
+    skip_bad_rows: bool = False
+    k_core: int = 0
+    split: str = "leave-last-out"
+    learner: str | None = None
+    model: str | None = None
+    unit: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    noise_multiplier: float | None = None
+    rounds: int | None = None
+    cohort: int | None = None
+    sampling: str | None = None
+    max_participations: int | None = None
+    local_epochs: int | None = None
+    lr: float | None = None
+    clip: float | None = None
+    nodes: int = 4
+    engine: str = "local"
+    device: str = "auto"
+    sampled_negatives: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("learner", get_args(LearnerName)),
+            ("model", MODELS),
+            ("unit", get_args(Unit)),
+            ("sampling", get_args(Sampling)),
+            ("engine", ("local", "flower")),
+            ("device", ("auto", "cpu", "cuda")),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise InvalidConfig(f"unknown {name} {value!r}{did_you_mean(value, known)}")
+        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidConfig(f"{name} must be ≥ 1, not {value}")
+        for name in ("epsilon", "noise_multiplier", "lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
+        if self.seed < 0 or self.k_core < 0:
+            raise InvalidConfig("seed and k_core must be ≥ 0")
+        self._check_mix()
+
+    def _check_mix(self) -> None:
+        if self.epsilon is not None and self.delta is None:
+            raise InvalidConfig("epsilon needs a delta: add --delta 1e-5 (below 1 over the number of users)")
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise InvalidConfig("epsilon and noise_multiplier decide the same thing: give one of them")
+        if self.unit == "none" and (self.epsilon is not None or self.noise_multiplier is not None):
+            raise InvalidConfig("unit none promises nothing: drop epsilon and noise_multiplier, or take --unit user")
+        if self.unit == "interaction" and self.model in READS_HISTORY:
+            raise InvalidConfig(
+                f"model {self.model} reads the history, so one interaction enters many samples: take --model mf or "
+                "neumf with unit interaction, or --unit user"
+            )
+        if self.learner == "cooccurrence":
+            if self.model is not None:
+                raise InvalidConfig("learner cooccurrence has no model: drop --model, or take --learner fedavg")
+            if self.unit == "interaction":
+                raise InvalidConfig("learner cooccurrence protects users: take --unit user or none")
+        if self.unit == "interaction" and self.sampling == "poisson":
+            raise InvalidConfig("unit interaction samples interactions on the device: drop --sampling")
+        if self.sampling == "poisson" and self.max_participations is not None:
+            raise InvalidConfig("poisson sampling has no participation cap: drop one of the two")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in the comparison. `learner`, `model` and `unit` are empty for what is not federated."""
+
+    name: str
+    kind: Kind
+    learner: str = ""
+    model: str = ""
+    unit: Unit = "none"
+
+
+def rows(config: SimulationConfig) -> list[Row]:
+    """The rows of a run, the two floors first.
+
+    With nothing asked for, every row. With a learner, model or unit: the floors and what was asked for, and with a
+    model the same model trained centrally beside it. With unit none alone, every row there is without privacy.
+    """
+    floors = [Row("popularity", "floor"), Row("no-sharing", "floor")]
+    asked = (config.learner, config.model, config.unit)
+    model = config.model or "mf"
+    central = Row("central", "not private", model=model)
+    others = [Row("item-knn", "not private"), Row("ease", "not private"), central]
+    units: tuple[Unit, ...] = tuple(u for u in get_args(Unit) if config.unit in (None, u))
+    if model in READS_HISTORY:
+        units = tuple(u for u in units if u != "interaction")
+    names = {"none": "fedavg", "interaction": "fedavg+opacus", "user": "fedavg+user-dp"}
+    federated: list[Row] = []
+    if config.learner in (None, "fedavg"):
+        for unit in ("none", "interaction", "user"):
+            if unit in units:
+                federated.append(Row(names[unit], "federated", "fedavg", model, unit))  # type: ignore[arg-type]
+    if config.learner in (None, "cooccurrence") and config.model is None and config.unit != "interaction":
+        unit = config.unit or "user"
+        name = "co-occurrence" if unit == "user" else "co-occurrence (exact)"
+        federated.append(Row(name, "federated", "cooccurrence", "", unit))  # type: ignore[arg-type]  # one of the units
+    if asked == (None, None, None) or asked == (None, None, "none"):
+        return [*floors, *others, *federated]
+    beside = [central] if config.model is not None and "none" in units else []
+    return [*floors, *beside, *federated]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federated:
+    """What a federated row runs: a learner by name, its settings as plain types, and its plan."""
+
+    learner: str
+    settings: Mapping[str, Any]
+    plan: PrivacyPlan
+
+
+def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...] = ()) -> Federated:
+    """The learner and plan of a row for a roster of so many users.
+
+    Raises:
+        InvalidConfig: cohort > users, δ ≥ 1/n, or another mix that cannot be.
+    """
+    if settings.cohort is not None and settings.cohort > n_users:
+        raise InvalidConfig(f"cohort {settings.cohort} is larger than the {n_users} users: take --cohort {n_users}")
+    if row.unit != "none" and settings.delta is not None and settings.delta >= 1 / n_users:
+        raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {_delta(n_users):g}")
+    uncharged = (*uncharged, CHOSEN_ON_PUBLIC)
+    if row.learner == "cooccurrence":
+        return _cooccurrence(row, settings, n_users, uncharged)
+    if row.unit == "interaction":
+        return _fedavg_interaction(row, settings, n_users, uncharged)
+    return _fedavg(row, settings, n_users, uncharged)
+
+
+def epsilon_and_delta(settings: SimulationConfig, n_users: int) -> tuple[float, float]:
+    """The budget of a private row: ε = 8 unless given, δ = 1e-5 or less where the roster is large."""
+    return settings.epsilon or 8.0, settings.delta or _delta(n_users)
+
+
+def _delta(n_users: int) -> float:
+    """1e-5, or the power of ten at or below 1/(10 n) for a large roster."""
+    return min(1e-5, 10.0 ** math.floor(math.log10(0.1 / n_users)))
+
+
+def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
+    """Everybody takes part once in each of the two sums. The head grows with the signal-to-noise n·μ: K = 10 √(n·μ)."""
+    epsilon, delta = epsilon_and_delta(settings, n_users)
+    if row.unit == "none":
+        sums = tuple(replace(s, noise_multiplier=0.0) for s in cooccurrence.split(1.0))
+        learner = CooccurrenceConfig(head=2000, dims=64)
+    else:
+        mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
+        sums = cooccurrence.split(mu)
+        head = max(50, min(1600, round(10 * math.sqrt(n_users * mu))))
+        learner = CooccurrenceConfig(head=head, dims=max(8, head // 32), noise_stddev=sums[1].noise_multiplier)
+    plan = PrivacyPlan(
+        unit=row.unit,
+        n_users=n_users,
+        delta=delta,
+        sampling="none",
+        cohort=n_users,
+        sums=sums,
+        max_participations=2,
+        uncharged=uncharged,
+    )
+    return Federated(learner="cooccurrence", settings=config.encode(learner), plan=plan)
+
+
+def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
+    epsilon, delta = epsilon_and_delta(settings, n_users)
+    private = row.unit == "user"
+    rounds = settings.rounds or (8 if private else 20)
+    cohort = settings.cohort or (n_users if private else min(n_users, 300))
+    sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
+    cap = rounds if sampling == "poisson" else min(settings.max_participations or rounds, rounds)
+    clip = (settings.clip or 0.5) if private else math.inf
+
+    def plan(sigma: float) -> PrivacyPlan:
+        spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma)
+        return PrivacyPlan(
+            unit=row.unit,
+            n_users=n_users,
+            delta=delta,
+            sampling=sampling,
+            cohort=cohort,
+            sums=(spec,),
+            max_participations=cap,
+            uncharged=uncharged,
+        )
+
+    sigma = 0.0
+    if private:
+        sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
+    server = {"optimizer": "sgd", "lr": 30.0} if private else {"optimizer": "adam", "lr": 0.05}
+    learner = {
+        "model": {"name": row.model},
+        "local": _local(settings, row.model),
+        "server": server,
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.2)),
+    }
+    return Federated(learner="fedavg", settings=learner, plan=plan(sigma))
+
+
+def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
+    """A small budget: 10 rounds of 24 devices, 8 steps each. A profile takes part in k rounds, spread evenly."""
+    epsilon, delta = epsilon_and_delta(settings, n_users)
+    rounds, cohort = settings.rounds or 10, settings.cohort or min(n_users, 24)
+    cap = min(settings.max_participations or math.ceil(rounds * cohort / n_users), rounds)
+    rate, steps = 0.1, 8
+    event = lambda sigma: [PoissonGaussian(noise_multiplier=sigma, rate=rate, count=steps * cap)]  # noqa: E731
+    sigma = settings.noise_multiplier or accounting.calibrate(event, epsilon, delta)
+    device = DeviceNoise(
+        clip_norm=settings.clip or 0.5, noise_multiplier=sigma, rate=rate, steps=steps, divisor=16.0, min_history=5
+    )
+    plan = PrivacyPlan(
+        unit="interaction",
+        n_users=n_users,
+        delta=delta,
+        sampling="none",
+        cohort=cohort,
+        sums=(SumSpec(name="update", rounds=rounds, clip_norm=math.inf),),
+        max_participations=cap,
+        device=device,
+        uncharged=uncharged,
+    )
+    learner = {
+        "model": {"name": row.model},
+        "local": {**_local(settings, row.model), "lr": settings.lr or 0.5},
+        "server": {"optimizer": "sgd", "lr": 1.0},
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.2)),
+        "device": config.encode(device),
+    }
+    return Federated(learner="fedavg", settings=learner, plan=plan)
+
+
+def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
+    lr = settings.lr or (0.5 if model in READS_HISTORY else 0.05)
+    return {"epochs": settings.local_epochs or 1, "lr": lr}
