@@ -1,7 +1,9 @@
 """The device's part of a round: check the order, compute each hosted person's contribution, clip, sum.
 
-A node is a phone that hosts one person, a hub that hosts four, or a simulation worker that hosts a million; this code is
-the same. It keeps for each person how often they took part and refuses past the plan's cap, whatever the server says.
+A node is a phone that hosts one person, a hub that hosts four, or a simulation worker that hosts a million; this code
+is the same. It keeps for each person how often they took part and refuses past the plan's cap. That count is also in
+the name of their random stream: an order sent again, whatever round, try or state it claims, never meets the same noise
+twice.
 """
 
 from __future__ import annotations
@@ -52,8 +54,12 @@ class Node:
         """The sum of the drawn people's clipped contributions.
 
         Raises:
-            PrivacyRefused: a user that is not hosted here, drawn twice, or past the plan's participation cap.
+            PrivacyRefused: a user that is not hosted here, drawn twice, or past the plan's participation cap; or a plan
+                that promises other noise on the device than the learner adds.
         """
+        learner, spec = self._learner(order), order.plan.spec(order.round)
+        if learner.device_noise != order.plan.device:
+            raise PrivacyRefused("the learner does not add the noise on the device that the plan promises")
         users = np.asarray(order.users, np.int64)
         if len(np.unique(users)) != len(users) or (len(users) and not 0 <= users.min() <= users.max() < self.n_users):
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
@@ -62,11 +68,11 @@ class Node:
         self.participations[users] += 1
 
         def random(row: int) -> np.random.Generator:
-            return self._streams.get("local", order.round, order.attempt, self._first_user + int(users[row]))
+            user = int(users[row])
+            taken = int(self.participations[user])
+            return self._streams.get("local", order.round, order.attempt, self._first_user + user, taken)
 
-        learner = self._learner(order)
-        clip_norm = order.plan.spec(order.round).clip_norm
-        return learner.partial_sum(state, self._histories.select(users), clip_norm, random)
+        return learner.partial_sum(state, self._histories.select(users), spec.clip_norm, random)
 
     @property
     def n_users(self) -> int:

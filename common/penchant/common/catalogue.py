@@ -64,10 +64,10 @@ class Catalogue:
 
     @cached_property
     def features(self) -> tuple[str, ...]:
-        """Names of the public features: every topic, then every decade read from a title's "(1995)"."""
+        """Names of the public features, each once: every topic, then every decade read from a title's "(1995)"."""
         topics = sorted({t for ts in self.topics for t in ts})
         decades = sorted({d for title in self.titles if (d := decade(title))})
-        return (*topics, *decades)
+        return tuple(dict.fromkeys((*topics, *decades)))
 
     @cached_property
     def content(self) -> Float32:
@@ -75,9 +75,7 @@ class Catalogue:
         column = {name: j for j, name in enumerate(self.features)}
         out = np.zeros((len(self), len(column)), np.float32)
         for i, (title, topics) in enumerate(zip(self.titles, self.topics, strict=True)):
-            own = [column[t] for t in topics]
-            if d := decade(title):
-                own.append(column[d])
+            own = sorted({column[name] for name in (*topics, decade(title)) if name})
             if own:
                 out[i, own] = 1.0 / np.sqrt(len(own))
         return out

@@ -16,11 +16,8 @@ T = TypeVar("T")
 
 def encode(config: Any) -> dict[str, Any]:
     """A settings dataclass as nested dicts, with None left out (TOML has none)."""
-    return {
-        f.name: encode(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        for f in dataclasses.fields(config)
-        if (value := getattr(config, f.name)) is not None
-    }
+    fields = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    return {name: _plain(value) for name, value in fields if value is not None}
 
 
 def decode(kind: type[T], record: Mapping[str, Any], where: str = "") -> T:
@@ -36,7 +33,9 @@ def decode(kind: type[T], record: Mapping[str, Any], where: str = "") -> T:
         if key not in known:
             raise InvalidConfig(f"unknown key {where + key!r}{did_you_mean(key, known)}")
         inner = _dataclass_in(hints[key])
-        if inner is not None and isinstance(value, Mapping):
+        if inner is not None and (value is not None or hints[key] is inner):
+            if not isinstance(value, Mapping):
+                raise InvalidConfig(f"{where + key!r} must be a table of settings")
             value = decode(inner, value, f"{where}{key}.")
         elif isinstance(value, list):
             value = tuple(value)
@@ -55,6 +54,12 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(sorted(known))}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return encode(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _dataclass_in(hint: Any) -> Any:

@@ -160,7 +160,7 @@ class Interactions:
         return cls(
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=np.array([i for h in histories for i in h], np.int32),
-            times=np.concatenate([np.arange(k) for k in lengths] or [np.zeros(0)]).astype(np.int64),
+            times=np.concatenate([np.arange(k) for k in lengths] or [np.zeros(0, np.int64)]).astype(np.int64),
             strengths=np.ones(n, np.float32),
             n_items=n_items,
         )

@@ -33,11 +33,13 @@ class Streams:
         return cls(secrets.randbits(256))
 
     def get(self, name: str, *numbers: int) -> np.random.Generator:
-        """The stream of this name and these numbers (round, user, attempt, …).
+        """The stream of this name and these numbers (round, user, attempt, …), each in [0, 2³²).
 
         >>> Streams(1).get("a", 2).random() == Streams(1).get("a", 2).random()
         True
         """
+        if any(not 0 <= number < 2**32 for number in numbers):  # a longer one would be read as two
+            raise ValueError("the numbers of a stream must be in [0, 2**32)")
         word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         key = np.random.SeedSequence(self._root, spawn_key=(word, *numbers))
         return np.random.Generator(np.random.PCG64(key))

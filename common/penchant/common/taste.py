@@ -12,6 +12,7 @@ observations weighted by recency.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +41,8 @@ class TasteConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.decay <= 1.0:
             raise InvalidConfig(f"decay must be in (0, 1], not {self.decay}")
-        if not (self.unseen >= 0.0 and self.ridge > 0.0 and self.popularity >= 0.0):
-            raise InvalidConfig("unseen and popularity must be ≥ 0 and ridge positive")
+        if not (0.0 <= self.unseen < math.inf and 0.0 <= self.popularity < math.inf and 0.0 < self.ridge < math.inf):
+            raise InvalidConfig("unseen and popularity must be finite and ≥ 0, ridge positive and finite")
 
 
 def tastes(vectors: Float32, histories: Interactions, config: TasteConfig) -> Float64:

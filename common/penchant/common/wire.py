@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from penchant.common.errors import MalformedContribution, UnknownMechanism
 from penchant.common.learners.contract import State
@@ -57,24 +57,25 @@ class Order:
         """The order of such a map.
 
         Raises:
-            UnknownMechanism: another schema version, or a field missing or malformed.
+            UnknownMechanism: another schema version, or a field missing, unknown or malformed.
+            InvalidConfig: a plan whose parts do not belong together.
         """
-        if flat.get("schema_version") != SCHEMA_VERSION:
-            raise UnknownMechanism(f"order version {flat.get('schema_version')!r} is unknown here; update penchant")
+        fields = dict(flat)
+        if (version := fields.pop("schema_version", None)) != SCHEMA_VERSION:
+            raise UnknownMechanism(f"order version {version!r} is unknown here; update penchant")
         try:
-            return cls(
-                round=int(flat["round"]),
-                attempt=int(flat["attempt"]),
-                plan=PrivacyPlan.from_json(flat["plan"]),
-                learner=flat["learner"],
-                settings=json.loads(flat["settings"]),
-                users=tuple(int(u) for u in json.loads(flat["users"])),
-            )
+            for name in ("settings", "users"):
+                fields[name] = json.loads(fields[name])
+            if not (isinstance(fields["users"], list) and isinstance(fields["settings"], dict)):
+                raise TypeError
+            order = cls(**{**fields, "plan": PrivacyPlan.from_json(fields["plan"]), "users": tuple(fields["users"])})
+            if not isinstance(order.learner, str) or not all(
+                type(n) is int and 0 <= n < 2**32 for n in (order.round, order.attempt, *order.users)
+            ):
+                raise TypeError
         except (KeyError, ValueError, TypeError):
-            raise UnknownMechanism("order has missing or malformed fields; update penchant") from None
-
-
-RefusalReason = Literal["error", "malformed", "late", "duplicate", "wrong round"]
+            raise UnknownMechanism("order has missing, unknown or malformed fields; update penchant") from None
+        return order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """The one place on the server side that knows Flower: our rounds as a strategy, and the ServerApp that runs it.
 
-The strategy subclasses Flower's FedAvg and replaces what that gets wrong for private sums: who is drawn (coins of users,
-not a fixed number of nodes), how replies are checked and added (never weighted by what a client says of itself), and
-what a failed reply does (it is counted; the round goes on).
+The strategy subclasses Flower's FedAvg and replaces what that gets wrong for private sums: who is drawn (coins of
+users, not a fixed number of nodes), how replies are checked and added (never weighted by what a client says of itself),
+and what a failed reply does (it is counted; the round goes on).
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -49,6 +50,7 @@ class PrivateSumStrategy(FedAvg):
                 message_type=MessageType.TRAIN,
             )
             for shard, order in self._rounds.open().items()
+            if shard in self._nodes  # one that never enrolled counts as absent
         ]
 
     def aggregate_train(
@@ -70,28 +72,42 @@ class PrivateSumStrategy(FedAvg):
             sent = message.content.array_records["sum"]
             number = int(message.content.metric_records["diagnostics"]["round"])  # type: ignore[arg-type]  # or refused
             return Reply(node=shard, round=number, arrays={name: array.numpy() for name, array in sent.items()})
-        except (KeyError, TypeError, ValueError, EOFError):
+        except Exception:  # a hostile .npy raises nearly anything
             return Reply(node=shard, round=number, arrays=None, failure="unreadable")
 
 
-def server_app(rounds: Callable[[], Rounds], after_round: AfterRound, *, timeout_s: float = 3600.0) -> ServerApp:
+def server_app(
+    rounds: Callable[[], Rounds], after_round: AfterRound, *, timeout_s: float = 3600.0, gather_s: float = 60.0
+) -> ServerApp:
     """A ServerApp that runs all rounds that are left.
 
     Args:
         rounds: called once the app runs.
         timeout_s: how long a round waits for its nodes.
+        gather_s: how long the start waits for all nodes of the roster, before it goes on with those that came.
     """
     app = ServerApp()
 
-    @app.main()  # type: ignore[untyped-decorator]
+    @app.main()
     def main(grid: Grid, context: Context) -> None:
         run = rounds()
         if run.left:
+            gather(grid, run.n_nodes, gather_s)
             strategy = PrivateSumStrategy(run, enrol(grid, timeout_s), after_round)
             first = to_record(run.learner.released(run.state))
             strategy.start(grid=grid, initial_arrays=first, num_rounds=run.left, timeout=timeout_s)
 
     return app
+
+
+def gather(grid: Grid, n_nodes: int, wait_s: float) -> None:
+    """Waits until so many nodes are connected, or the time is over: Flower starts the ServerApp before its nodes."""
+    until = time.monotonic() + wait_s
+    while (here := len(list(grid.get_node_ids()))) < n_nodes:
+        if time.monotonic() > until:
+            log.warning("%d of %d nodes are connected; the others count as absent", here, n_nodes)
+            return
+        time.sleep(0.1)
 
 
 def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,9 @@ class Rounds:
         roster: users of each node, fixed at enrolment; their sum is the plan's n_users.
         settings: the learner's config as plain types, for the orders.
         streams: coins and noise; seeded only in research.
+
+    Raises:
+        InvalidConfig: plan, roster, ledger and learner do not belong together.
     """
 
     def __init__(
@@ -92,12 +95,21 @@ class Rounds:
     ) -> None:
         if sum(roster) != plan.n_users:
             raise InvalidConfig(f"the roster holds {sum(roster)} users and the plan {plan.n_users}")
+        if ledger.population != plan.population:
+            raise InvalidConfig(f"the ledger is of population {ledger.population} and the plan of {plan.population}")
+        if learner.device_noise != plan.device:
+            raise InvalidConfig("the learner does not add the noise on the device that the plan promises")
         self.learner, self.plan, self.ledger = learner, plan, ledger
         self._settings, self._roster, self._streams = settings, tuple(roster), streams
         self._first = np.concatenate([[0], np.cumsum(roster)])
         self.progress = progress or Progress(learner.init(streams), np.zeros(plan.n_users, np.int64))
-        self._asked: dict[int, Order] = {}
+        self._asked: dict[int, Order] | None = None
         self._participations, self._started, self._attempt = self.progress.participations, 0.0, 0
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes of the roster, whether they are there or not."""
+        return len(self._roster)
 
     @property
     def left(self) -> int:
@@ -112,6 +124,7 @@ class Rounds:
 
         Raises:
             BudgetExhausted: the ledger has no room for the round; nobody was asked.
+            InvalidConfig: every round is done.
         """
         number = self.progress.done + 1
         if (event := self.plan.event(number)) is not None:
@@ -135,14 +148,21 @@ class Rounds:
         return self._asked
 
     def close(self, replies: Iterable[Reply]) -> RoundRecord:
-        """Sums what came, charges, releases and applies."""
+        """Sums what came, charges, releases and applies.
+
+        Raises:
+            BudgetExhausted: the ledger has no room any more; nothing was released.
+            InvalidConfig: no round is open.
+        """
+        if self._asked is None:
+            raise InvalidConfig("no round is open")
         number, state = self.progress.done + 1, self.progress.state
         spec, shapes = self.plan.spec(number), self.learner.shapes(state)
         total = PrivateSum(shapes, clip_norm=spec.clip_norm, noise_multiplier=spec.noise_multiplier)
         heard: set[int] = set()
         refused: Counter[str] = Counter()
         for reply in replies:
-            reason = self._refusal(reply, number, heard)
+            reason = _refusal(reply, number, self._asked, heard)
             if not reason:
                 try:
                     total.add(reply.contribution(), users=self._roster[reply.node])
@@ -173,12 +193,13 @@ class Rounds:
             number,
             [*self.progress.records, record],
         )
-        self._asked = {}
+        self._asked = None
         return record
 
-    def _refusal(self, reply: Reply, number: int, heard: set[int]) -> str:
-        if reply.round != number:
-            return "wrong round"
-        if reply.node not in self._asked:
-            return "not asked"
-        return "duplicate" if reply.node in heard else ""
+
+def _refusal(reply: Reply, number: int, asked: Container[int], heard: Container[int]) -> str:
+    if reply.round != number:
+        return "wrong round"
+    if reply.node not in asked:
+        return "not asked"
+    return "duplicate" if reply.node in heard else ""

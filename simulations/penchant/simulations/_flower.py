@@ -31,7 +31,7 @@ from penchant.common.errors import MissingExtra, PenchantError
 _RUN = 1
 
 
-class LocalGrid(Grid):  # type: ignore[misc]  # flwr's Grid is untyped here
+class LocalGrid(Grid):
     """A Grid without network, processes or polling: nodes are contexts, and sending a message is a call.
 
     Args:
@@ -115,7 +115,7 @@ def run_flower(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
     failures: list[BaseException] = []
     guarded = ServerApp()
 
-    @guarded.main()  # type: ignore[untyped-decorator]
+    @guarded.main()
     def main(grid: Grid, context: Context) -> None:
         try:
             server(grid, context)

@@ -152,9 +152,8 @@ def rows(config: SimulationConfig) -> list[Row]:
     names = {"none": "fedavg", "interaction": "fedavg+opacus", "user": "fedavg+user-dp"}
     federated: list[Row] = []
     if config.learner in (None, "fedavg"):
-        for unit in ("none", "interaction", "user"):
-            if unit in units:
-                federated.append(Row(names[unit], "federated", "fedavg", model, unit))  # type: ignore[arg-type]
+        order: tuple[Unit, ...] = ("none", "interaction", "user")
+        federated += [Row(names[u], "federated", "fedavg", model, u) for u in order if u in units]
     if config.learner in (None, "cooccurrence") and config.model is None and config.unit != "interaction":
         unit = config.unit or "user"
         name = "co-occurrence" if unit == "user" else "co-occurrence (exact)"
@@ -233,7 +232,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     cohort = settings.cohort or (n_users if private else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
     cap = rounds if sampling == "poisson" else min(settings.max_participations or rounds, rounds)
-    clip = (settings.clip or 0.5) if private else math.inf
+    clip = (settings.clip or 0.1) if private else math.inf
 
     def plan(sigma: float) -> PrivacyPlan:
         spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma)
@@ -251,12 +250,12 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
-    server = {"optimizer": "sgd", "lr": 30.0} if private else {"optimizer": "adam", "lr": 0.05}
+    server = {"optimizer": "sgd", "lr": 100.0} if private else {"optimizer": "adam", "lr": 0.05}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),
         "server": server,
-        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.2)),
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0 if private else 0.2)),
     }
     return Federated(learner="fedavg", settings=learner, plan=plan(sigma))
 
@@ -287,7 +286,7 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
         "model": {"name": row.model},
         "local": {**_local(settings, row.model), "lr": settings.lr or 0.5},
         "server": {"optimizer": "sgd", "lr": 1.0},
-        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.2)),
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0)),
         "device": config.encode(device),
     }
     return Federated(learner="fedavg", settings=learner, plan=plan)

@@ -21,6 +21,7 @@ from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.interactions import History, Interactions
 from penchant.common.privacy import sums
+from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
 
@@ -36,6 +37,8 @@ class Learner(ABC):
     """
 
     name: str
+    device_noise: DeviceNoise | None = None
+    """What a device adds before it sends; with unit "interaction" it must be the plan's."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue

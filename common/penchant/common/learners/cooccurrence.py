@@ -14,8 +14,8 @@ Privacy: adding or removing a person moves each sum by at most 1, so with σ_cou
 the two together are exactly μ-GDP (`split`); K, w, k and s are public beforehand.
 
 Sources: Dong et al. 2019, https://arxiv.org/abs/1905.02383 (composition); Benaych-Georges and Nadakuditi 2012,
-https://arxiv.org/abs/0910.2120 (shrinking a spiked Wigner matrix: the signal θ behind l = θ + t²/(4θ) is near l − t²/(4l)
-and the overlap of its vector is 1 − t²/(4θ²); l − t²/l discounts for both).
+https://arxiv.org/abs/0910.2120 (shrinking a spiked Wigner matrix: the signal θ behind l = θ + t²/(4θ) is near
+l − t²/(4l) and the overlap of its vector is 1 − t²/(4θ²); l − t²/l discounts for both).
 """
 
 from __future__ import annotations
@@ -165,4 +165,5 @@ def pair_entries(places: Int64, window: int, head: int) -> Int64:
         pairs.append(np.minimum(a, b) * head + np.maximum(a, b))
     flat = np.unique(np.concatenate(pairs))
     i, j = flat // head, flat % head
-    return i * head - i * (i - 1) // 2 + (j - i)
+    entries: Int64 = i * head - i * (i - 1) // 2 + (j - i)
+    return entries

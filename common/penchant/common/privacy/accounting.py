@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penchant.common.errors import InvalidConfig, MissingExtra, PrivacyRefused
+from penchant.common.errors import InvalidConfig, MissingExtra, PrivacyRefused, UnknownMechanism
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Event, Gaussian, PoissonGaussian
 
@@ -46,18 +46,21 @@ def epsilon(events: Sequence[Event], delta: float, neighbours: Neighbours = "add
     Raises:
         InvalidConfig: δ outside (0, 1).
         MissingExtra: sampled events without dp-accounting installed.
+        UnknownMechanism: another relation between neighbours.
         PrivacyRefused: the accountants disagree, or none gives a finite bound.
     """
     if not 0.0 < delta < 1.0:
         raise InvalidConfig(f"delta must be in (0, 1), not {delta}")
-    if not events:
-        return Bound(0.0, "GDP")
-    plain = [e for e in events if isinstance(e, Gaussian)]
-    if len(plain) == len(events):
-        scale = 2.0 if neighbours == "replace" else 1.0  # two vectors in one clip ball can be opposite
-        mu = scale * math.sqrt(sum(e.count / e.noise_multiplier**2 for e in plain))
-        return Bound(gaussian.epsilon_of(mu, delta), "GDP")
-    return _sampled(tuple(events), delta, neighbours)
+    if neighbours not in get_args(Neighbours):
+        raise UnknownMechanism(f"neighbours {neighbours!r} are unknown")
+    if not _unsampled(events):
+        return _sampled(tuple(events), delta, neighbours)
+    scale = 2.0 if neighbours == "replace" else 1.0  # two vectors in one clip ball can be opposite
+    mu = scale * math.hypot(*(math.sqrt(e.count) / e.noise_multiplier for e in events))
+    bound = gaussian.epsilon_of(mu, delta) if math.isfinite(mu) else math.inf
+    if not math.isfinite(bound):
+        raise PrivacyRefused("no finite epsilon covers these events")
+    return Bound(bound, "GDP")
 
 
 def calibrate(
@@ -95,7 +98,7 @@ def calibrate(
 
 def _root(f: Callable[[float], float], low: float, high: float) -> float:
     """Where the decreasing f crosses zero, to 1e-5: Illinois false position (Dahlquist and Björck 1974, §6.4)."""
-    at_low, at_high, side = f(low), f(high), 0
+    at_low, at_high, side, middle = f(low), f(high), 0, high
     for _ in range(100):
         middle = (low * at_high - high * at_low) / (at_high - at_low)
         value = f(middle)
@@ -111,9 +114,13 @@ def _root(f: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _search_epsilon(events: Sequence[Event], delta: float, neighbours: Neighbours) -> float:
-    if all(isinstance(e, Gaussian) for e in events):
+    if _unsampled(events):
         return epsilon(events, delta, neighbours).epsilon
     return _dp_accounting_epsilon("pld", tuple(events), delta, neighbours)
+
+
+def _unsampled(events: Sequence[Event]) -> bool:
+    return all(isinstance(e, Gaussian) or e.rate == 1.0 for e in events)
 
 
 def _sampled(events: tuple[Event, ...], delta: float, neighbours: Neighbours) -> Bound:
@@ -138,17 +145,12 @@ def _dp_accounting_epsilon(which: str, events: tuple[Event, ...], delta: float, 
         "add/remove": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         "replace": dp_accounting.NeighboringRelation.REPLACE_ONE,
     }[neighbours]
-    accountant: Any
-    if which == "pld":
-        accountant = pld.PLDAccountant(relation)
-    else:
-        accountant = rdp.RdpAccountant(neighboring_relation=relation)
+    if which == "rdp" and neighbours == "replace":  # dp-accounting's RDP takes a Gaussian's sensitivity as 1 there too
+        return math.inf
+    accountant: Any = pld.PLDAccountant(relation) if which == "pld" else rdp.RdpAccountant()
     with _quiet():
-        try:
-            for event in events:
-                accountant.compose(_to_dp_event(event))
-        except dp_accounting.UnsupportedEventError:  # RDP has no Poisson sampling under replacement
-            return math.inf
+        for event in events:
+            accountant.compose(_to_dp_event(event))
         value = float(accountant.get_epsilon(delta))
     return math.inf if math.isnan(value) else max(0.0, value)
 

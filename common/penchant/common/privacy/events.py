@@ -90,5 +90,5 @@ def decode(record: Mapping[str, Any]) -> Event:
 def _check(noise_multiplier: float, count: int) -> None:
     if not 0.0 < noise_multiplier < math.inf:
         raise InvalidConfig(f"noise_multiplier must be positive and finite, not {noise_multiplier}")
-    if count < 1 or count != int(count):
+    if not isinstance(count, int) or count < 1:
         raise InvalidConfig(f"count must be a whole number ≥ 1, not {count}")

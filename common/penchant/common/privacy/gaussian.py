@@ -10,6 +10,7 @@ Balle and Wang 2018, https://arxiv.org/abs/1805.06530, Theorem 8.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from penchant.common.errors import InvalidConfig
 
@@ -18,14 +19,13 @@ def delta_of(epsilon: float, mu: float) -> float:
     """δ(ε) of a μ-GDP release; in [0, 1]."""
     if mu == 0.0:
         return 0.0
-    first = _normal_cdf(mu / 2 - epsilon / mu)
-    # e^ε Φ(−x) in logs: at ε = 700 the factor alone would overflow
-    log_second = epsilon + _log_normal_cdf(-mu / 2 - epsilon / mu)
-    return max(0.0, first - math.exp(min(log_second, 0.0)))
+    a, b = mu / 2 - epsilon / mu, mu / 2 + epsilon / mu
+    density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)  # φ(a) = e^ε φ(b): e^ε alone would overflow at ε = 710
+    return max(0.0, _normal_cdf(a) - density * _mills(b))
 
 
 def epsilon_of(mu: float, delta: float) -> float:
-    """The smallest ε ≥ 0 with δ(ε) ≤ δ, rounded up by less than 1e-9 relative.
+    """The smallest ε ≥ 0 with δ(ε) ≤ δ, rounded up by less than 1e-9 relative; infinite where no float holds it.
 
     Raises:
         InvalidConfig: μ is negative or not finite, or δ is outside (0, 1).
@@ -48,11 +48,13 @@ def mu_of(epsilon: float, delta: float) -> float:
     (0.268, 1.666)
 
     Raises:
-        InvalidConfig: ε is not positive and finite, or δ is outside (0, 1).
+        InvalidConfig: ε is not positive and finite, δ is outside (0, 1), or both are so small that σ would pass 1e12.
     """
     if not 0.0 < epsilon < math.inf:
         raise InvalidConfig(f"epsilon must be positive and finite, not {epsilon}")
     _check_delta(delta)
+    if delta_of(epsilon, 1e-12) > delta:
+        raise InvalidConfig(f"epsilon {epsilon:g} at delta {delta:g} needs more noise than there is room for")
     high = 1.0
     while delta_of(epsilon, high) <= delta:
         high *= 2
@@ -60,9 +62,8 @@ def mu_of(epsilon: float, delta: float) -> float:
     return 1.0 / _bisect(1.0 / high, 1e12, lambda sigma: delta_of(epsilon, 1.0 / sigma) <= delta)
 
 
-def _bisect(low: float, high: float, good: object) -> float:
+def _bisect(low: float, high: float, good: Callable[[float], bool]) -> float:
     """The smallest good value in (low, high], from above; `good` is monotone and high is good."""
-    assert callable(good)
     for _ in range(200):
         middle = math.sqrt(low * high) if low > 0 else high / 2
         if not low < middle < high or high - low <= 1e-12 * high:
@@ -80,9 +81,9 @@ def _normal_cdf(x: float) -> float:
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
-def _log_normal_cdf(x: float) -> float:
-    """log Φ(x), accurate far into the lower tail."""
-    if x > -30.0:
-        return math.log(_normal_cdf(x))
-    square = x * x  # the asymptotic series; its first omitted term is below 1e-8 here
-    return -0.5 * square - math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-1 / square + 3 / square**2)
+def _mills(x: float) -> float:
+    """Φ(−x)/φ(x) for x ≥ 0, Mills' ratio; far out rounded down, which rounds δ up."""
+    if x < 30.0:
+        return _normal_cdf(-x) * math.sqrt(2 * math.pi) * math.exp(x * x / 2)
+    inverse = 1 / (x * x)  # the asymptotic series; its first omitted term is below 2e-10 here
+    return (1 - inverse * (1 - 3 * inverse * (1 - 5 * inverse))) / x

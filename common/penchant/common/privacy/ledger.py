@@ -6,12 +6,13 @@ refuses the round before any device is called. A round run again is charged agai
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penchant.common.errors import BudgetExhausted
+from penchant.common.errors import BudgetExhausted, InvalidConfig, UnknownMechanism
 from penchant.common.privacy import accounting
 from penchant.common.privacy.accounting import Neighbours
 from penchant.common.privacy.events import Event, decode, encode
@@ -22,6 +23,7 @@ class Receipt:
     """Proof that a ledger holds the charge for one release. Only `Ledger.charge` makes one."""
 
     entry: int
+    event: Event
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Ledger:
         population: whose releases these are.
         delta: δ of the guarantee, < 1/n.
         budget: ε that must not be passed; None where the plan alone limits the rounds.
+
+    Raises:
+        InvalidConfig: δ outside (0, 1), or a budget that is not positive and finite.
     """
 
     def __init__(
@@ -50,7 +55,10 @@ class Ledger:
         budget: float | None = None,
         neighbours: Neighbours = "add/remove",
     ) -> None:
-        self.population, self.delta, self.budget, self.neighbours = population, delta, budget, neighbours
+        if not 0.0 < delta < 1.0 or (budget is not None and not 0.0 < budget < math.inf):  # also refuses NaN
+            raise InvalidConfig(f"delta must be in (0, 1) and a budget positive and finite, not {delta} and {budget}")
+        self.population, self.delta, self.budget = population, delta, budget
+        self.neighbours: Neighbours = neighbours
         self._entries: list[Entry] = []
         self._lock = threading.Lock()
 
@@ -83,7 +91,7 @@ class Ledger:
         with self._lock:
             self.check(event)
             self._entries.append(Entry(round, self.attempts(round), event))
-            return Receipt(len(self._entries) - 1)
+            return Receipt(len(self._entries) - 1, event)
 
     def spent(self) -> accounting.Bound:
         """ε of everything charged so far."""
@@ -97,9 +105,12 @@ class Ledger:
         """Takes back what `to_records` gave.
 
         Raises:
-            UnknownMechanism: an event that this version does not know.
+            UnknownMechanism: an event or a field that this version does not know; the ledger stays as it was.
         """
-        self._entries = [Entry(r["round"], r["attempt"], decode(r["event"])) for r in records]
+        try:
+            self._entries = [Entry(**{**r, "event": decode(r["event"])}) for r in records]
+        except (KeyError, TypeError):
+            raise UnknownMechanism("a charge has missing or unknown fields; update penchant") from None
 
 
 def _merged(events: Sequence[Event]) -> list[Event]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 from penchant.common.errors import InvalidConfig, UnknownMechanism
@@ -45,8 +45,7 @@ class SumSpec:
     noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise InvalidConfig(f"rounds must be ≥ 1, not {self.rounds}")
+        _check_whole(rounds=self.rounds)
         if not self.clip_norm > 0:
             raise InvalidConfig(f"clip_norm must be positive, not {self.clip_norm}")
         if not 0.0 <= self.noise_multiplier < math.inf:
@@ -79,8 +78,7 @@ class DeviceNoise:
                 raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
         if not 0 < self.rate <= 1:
             raise InvalidConfig(f"rate must be in (0, 1], not {self.rate}")
-        if self.steps < 1:
-            raise InvalidConfig(f"steps must be ≥ 1, not {self.steps}")
+        _check_whole(steps=self.steps, min_history=self.min_history)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +138,12 @@ class PrivacyPlan:
             raise UnknownMechanism(f"unit {self.unit!r} with sampling {self.sampling!r} is unknown")
         if self.schema_version != SCHEMA_VERSION:
             raise UnknownMechanism(f"plan version {self.schema_version} is unknown here; update penchant")
-        if self.n_users < 1 or not 1 <= self.cohort <= self.n_users:
+        _check_whole(n_users=self.n_users, cohort=self.cohort, max_participations=self.max_participations)
+        if self.cohort > self.n_users:
             raise InvalidConfig(f"cohort must be between 1 and the {self.n_users} users, not {self.cohort}")
         if self.unit != "none" and not 0 < self.delta < 1 / self.n_users:
             raise InvalidConfig(f"delta must be below 1/{self.n_users} (one over the users), not {self.delta:g}")
-        if not self.sums or not 1 <= self.max_participations <= self.rounds:
+        if not self.sums or self.max_participations > self.rounds:
             raise InvalidConfig(f"max_participations must be between 1 and the {self.rounds} rounds")
         if self.sampling == "poisson" and self.max_participations != self.rounds:
             raise InvalidConfig("poisson sampling has no participation cap: a cap would bend its coins")
@@ -171,19 +170,23 @@ class PrivacyPlan:
         return self.cohort / self.n_users
 
     def spec(self, round: int) -> SumSpec:
-        """The sum that this round (from 1) asks for."""
+        """The sum that this round (from 1) asks for.
+
+        Raises:
+            InvalidConfig: the plan has no such round.
+        """
         left = round
         for spec in self.sums:
-            if left <= spec.rounds:
+            if 1 <= left <= spec.rounds:
                 return spec
             left -= spec.rounds
-        raise InvalidConfig(f"the plan has {self.rounds} rounds, not {round}")
+        raise InvalidConfig(f"the plan has rounds 1 to {self.rounds}, no round {round}")
 
     def event(self, round: int) -> Event | None:
         """What the server's release of this round is charged as; None where the server promises nothing."""
+        spec = self.spec(round)
         if self.unit != "user":
             return None
-        spec = self.spec(round)
         if self.sampling == "poisson" and self.rate < 1:
             return PoissonGaussian(noise_multiplier=spec.noise_multiplier, rate=self.rate)
         return Gaussian(noise_multiplier=spec.noise_multiplier)
@@ -205,15 +208,14 @@ class PrivacyPlan:
         times = min(self.max_participations, done)
         if times == 0:
             return ()
-        if self.device is not None:
-            assert (one := self.device_event()) is not None
-            return (PoissonGaussian(noise_multiplier=one.noise_multiplier, rate=one.rate, count=one.count * times),)
+        if (one := self.device_event()) is not None:
+            return (replace(one, count=one.count * times),)
         released = [event for r in range(1, done + 1) if (event := self.event(r)) is not None]
         worst = sorted(released, key=lambda e: e.noise_multiplier)[:times]
         counts: dict[Event, int] = {}
         for event in worst:
             counts[event] = counts.get(event, 0) + 1
-        return tuple(type(event)(**{**vars(event), "count": n}) for event, n in counts.items())
+        return tuple(replace(event, count=n) for event, n in counts.items())
 
     def guarantee(self, rounds: int | None = None, neighbours: Neighbours = "add/remove") -> Guarantee | None:
         """What holds after so many rounds (all of them if None); None with unit "none".
@@ -275,3 +277,9 @@ class PrivacyPlan:
             return cls(**fields)
         except (TypeError, KeyError, ValueError):
             raise UnknownMechanism("plan has missing or unknown fields; update penchant") from None
+
+
+def _check_whole(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")

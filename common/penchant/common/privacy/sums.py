@@ -32,9 +32,10 @@ def norm(contribution: Arrays) -> float:
         MalformedContribution: a NaN or an infinity, which no scaling can bound.
     """
     square = 0.0
-    for values in contribution.values():
-        flat = np.asarray(values, np.float64).ravel()
-        square += float(flat @ flat)
+    with np.errstate(over="ignore"):  # refused below
+        for values in contribution.values():
+            flat = np.asarray(values, np.float64).ravel()
+            square += float(flat @ flat)
     if not math.isfinite(square):  # also when float64 overflows: 1e200² is not a norm
         raise MalformedContribution("contribution has a non-finite norm")
     return math.sqrt(square)
@@ -48,10 +49,15 @@ def clip(contribution: Arrays, bound: float) -> dict[str, Float32]:
         Adding or removing a contribution moves a sum of such results by at most that; replacing one by twice that.
 
     Raises:
-        MalformedContribution: a NaN or an infinity.
+        InvalidConfig: a bound that is not positive.
+        MalformedContribution: a NaN, an infinity, or what is too large for float32 even within the bound.
     """
+    if not bound > 0:  # also refuses NaN
+        raise InvalidConfig(f"bound must be positive, not {bound}")
     length = norm(contribution)
     scale = 1.0 if length <= bound else bound / length
+    if length * scale > float(np.finfo(np.float32).max):
+        raise MalformedContribution("contribution is too large for float32")
     return {k: (np.asarray(v, np.float64) * scale).astype(np.float32) for k, v in contribution.items()}
 
 
@@ -91,7 +97,7 @@ class PrivateSum:
         if noise_multiplier > 0 and not math.isfinite(clip_norm * noise_multiplier):
             raise InvalidConfig("noise needs a finite clip_norm to scale to")
         self._shapes = dict(shapes)
-        self._clip_norm, self._noise_multiplier = clip_norm, noise_multiplier
+        self._clip_norm, self._noise_multiplier, self._released = clip_norm, noise_multiplier, False
         self._total: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {
             name: np.zeros(shape, np.float64) for name, shape in self._shapes.items()
         }
@@ -122,10 +128,14 @@ class PrivateSum:
                 promised here.
 
         Raises:
-            InvalidConfig: a release without its receipt.
+            InvalidConfig: a release without its receipt, with the receipt of other noise, or for the second time.
         """
-        if (receipt is None) != (self._noise_multiplier == 0):
-            raise InvalidConfig("a noised release needs its receipt, and only that one has any")
+        charged = 0.0 if receipt is None else receipt.event.noise_multiplier
+        if charged != self._noise_multiplier:
+            raise InvalidConfig("a noised release needs the receipt of its own noise, and only that one has any")
+        if self._released:
+            raise InvalidConfig("a sum is released once: the same sum under fresh noise is another release")
+        self._released = True
         stddev = self._noise_multiplier * self._clip_norm if receipt else 0.0
         out = {}
         for name in sorted(self._total):

@@ -2,11 +2,14 @@
 
     each of `steps` steps:  g = Σ clip(∇ loss(sample), C) + N(0, (σC)² I),   w ← w − lr · g / divisor
 
-A sample is one positive with its negatives, clipped once as a group. A step takes each interaction by a coin of its own
-(probability `rate`), negatives come from the whole public catalogue with hits allowed, and rate, steps, lr and divisor
-are public constants, so nothing but the noisy g depends on the history, not even its length. A history too short takes
-part with noise alone. The person's vector starts from the released weights, like all others, and is inside what is
-clipped and noised. Interaction by interaction this is a sampled Gaussian for each step.
+A sample is one positive with its negatives, clipped once as a group. A step takes each interaction by a coin of its
+own (probability `rate`), negatives come from the whole public catalogue with hits allowed, and rate, steps, lr and
+divisor are public constants, so nothing but the noisy g depends on the history, not even its length. The first
+`min_history − 1` interactions are left out, so that a history too short takes part with noise alone and one more
+interaction still means at most one more sample; a threshold that let them all in at once would not. The person's
+vector starts from the released weights, like all others, and is inside what is clipped and noised. Interaction by
+interaction this is a sampled Gaussian for each step. Noise comes from a NumPy stream: torch's CPU generator keeps 32
+bits of its seed, few enough to try them all against the rows that no gradient reached.
 
 Sources: Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1; ghost clipping: Li et al. 2022,
 https://arxiv.org/abs/2110.05679, and its Opacus form, https://opacus.ai.
@@ -14,7 +17,9 @@ https://arxiv.org/abs/2110.05679, and its Opacus form, https://opacus.ai.
 
 from __future__ import annotations
 
+import copy
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,28 +47,33 @@ class DeviceSgd:
     def __init__(self, model: InterestModel, noise: DeviceNoise, local: LocalTraining) -> None:
         self._noise, self._local, self._n_items = noise, local, model.n_items
         self._private = model.private
-        self._module = GradSampleModuleFastGradientClipping(
-            model, max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum"
+        self._module = GradSampleModuleFastGradientClipping(  # a copy, as its hooks would break scoring
+            copy.deepcopy(model), max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum"
         )
 
     def train(self, weights: dict[str, Tensor], history: History, random: np.random.Generator) -> Arrays:
-        """The trained minus the received shared weights, noise included."""
+        """The trained minus the received shared weights, noise included.
+
+        Args:
+            random: the person's stream. Noise has a child of it (`spawn`), so that no draw that depends on the history
+                moves it; another call with the same object gets other noise.
+        """
         module, noise = self._module, self._noise
         parameters = dict(module._module.named_parameters())
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
         where = next(iter(weights.values())).device
-        optimizer = DPOptimizerFastGradientClipping(
+        optimizer = _Optimizer(
             torch.optim.SGD(parameters.values(), lr=self._local.lr / noise.divisor),
             noise_multiplier=noise.noise_multiplier,
             max_grad_norm=noise.clip_norm,
             expected_batch_size=None,
             loss_reduction="sum",
-            generator=torch.Generator(where).manual_seed(int(random.integers(2**63 - 1))),
+            noise=random.spawn(1)[0],
         )
         module.train()
-        items = history.items if len(history) >= noise.min_history else history.items[:0]
+        items = history.items[noise.min_history - 1 :]
         for _ in range(noise.steps):
             chosen = items[random.random(len(items)) < noise.rate]
             optimizer.zero_grad()
@@ -92,3 +102,17 @@ class DeviceSgd:
         with warnings.catch_warnings():  # torch: a hook sees no gradient for an integer input; there is none to see
             warnings.filterwarnings("ignore", message=".*full backward hook.*")
             DPTensorFastGradientClipping(self._module, optimizer, losses, "sum").backward()
+
+
+class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
+    """Opacus's optimizer with Gaussian noise from a NumPy stream."""
+
+    def __init__(self, *args: Any, noise: np.random.Generator, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._noise = noise
+
+    def add_noise(self) -> None:
+        stddev = self.noise_multiplier * self.max_grad_norm
+        for p in self.params:
+            drawn = (stddev * self._noise.standard_normal(p.shape)).astype(np.float32)
+            p.grad = p.summed_grad + torch.from_numpy(drawn).to(p.device)

@@ -2,10 +2,10 @@
 
     server:  w ← w + step( Σ clip(w_u − w) + noise, ÷ divisor )
 
-With unit "interaction" the device trains by DP-SGD (`device_sgd.py`) and what it sends is private by itself. The server's
-step is plain or Adam's; both read the private sum only. A person's own vector is never sent and, in the user side,
-fitted to their history again: in closed form where the logit is linear in it, else by the same gradient steps as in
-training.
+With unit "interaction" the device trains by DP-SGD (`device_sgd.py`) and what it sends is private by itself. The
+server's step is plain or Adam's; both read the private sum only. A person's own vector is never sent and, in the user
+side, fitted to their history again: in closed form where the logit is linear in it, else by the same gradient steps as
+in training.
 
 Sources: McMahan et al. 2017, https://arxiv.org/abs/1602.05629; Reddi et al. 2021, https://arxiv.org/abs/2003.00295,
 Algorithm 2 (FedAdam).
@@ -95,7 +95,7 @@ class FedAvg(Learner):
 
     def __init__(self, catalogue: Catalogue, config: FedAvgConfig, *, where: str = "cpu") -> None:
         super().__init__(catalogue)
-        self.config, self.where = config, torch.device(where)
+        self.config, self.where, self.device_noise = config, torch.device(where), config.device
         self.model = build(config.model, len(catalogue), seed=0).to(self.where)
         if config.device is not None and self.model.reads_history:
             raise InvalidConfig(
@@ -192,7 +192,8 @@ class FedAvg(Learner):
         rule = self.config.local
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own stream
             torch.default_generator.manual_seed(int(random.integers(2**63 - 1)))
-            if len(history) > 1:
+            drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
+            if len(history) > 1 and drawable:
                 sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)
                 optimizer = torch.optim.SGD(model.parameters(), lr=rule.lr)
                 model.train()
@@ -203,7 +204,7 @@ class FedAvg(Learner):
                         drawn = torch.from_numpy(negatives(history.items, len(self.catalogue), shape, random)).long()
                         drawn = drawn.to(self.where)
                     optimizer.zero_grad()
-                    model.sequence_loss(sequence, drawn).sum().backward()
+                    model.sequence_loss(sequence, drawn).sum().backward()  # type: ignore[no-untyped-call]  # torch's
                     optimizer.step()
         return {
             n: (p.detach() - weights[n]).cpu().numpy() for n, p in model.named_parameters() if n not in model.private

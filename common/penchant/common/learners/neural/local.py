@@ -91,7 +91,9 @@ def updates(
     randoms: Sequence[np.random.Generator],
     block: int = 32,
 ) -> Iterator[tuple[int, Update]]:
-    """Trains everybody and yields (index, update), in any order; an empty history changes nothing and is left out.
+    """Trains everybody and yields (index, update), in any order.
+
+    A history that is empty or holds the whole catalogue, with nothing to draw against, changes nothing and is left out.
 
     Args:
         weights: the released weights, the person's starting vector among them.
@@ -99,7 +101,8 @@ def updates(
         randoms: the stream of each person.
         block: people trained at once; it changes speed and memory, not the result beyond float rounding.
     """
-    order = sorted((i for i in range(len(histories)) if len(histories[i])), key=lambda i: len(histories[i]))
+    trainable = (i for i in range(len(histories)) if can_train(histories[i], model.n_items))
+    order = sorted(trainable, key=lambda i: len(histories[i]))
     for start in range(0, len(order), block):
         chosen = order[start : start + block]
         yield from zip(
@@ -107,6 +110,11 @@ def updates(
             _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config),
             strict=True,
         )
+
+
+def can_train(history: Int32, n_items: int) -> bool:
+    """Whether there is an item to learn from and one to draw against it."""
+    return 0 < len(np.unique(history)) < n_items
 
 
 def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[Int32], config: LocalTraining) -> Float32:
@@ -119,7 +127,7 @@ def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[In
     everything = torch.arange(model.n_items, device=where)
     for row, history in enumerate(histories):
         own = {name: weights[name] for name in model.private}
-        if len(history):
+        if can_train(history, model.n_items):
             random = np.random.default_rng(history.astype(np.uint32))
             groups = (
                 torch.from_numpy(_groups(history, model.n_items, replace(config, epochs=1), random)).long().to(where)
@@ -177,8 +185,9 @@ def _train(
     fold_in = vmap(grad(loss))
     joint = vmap(grad(loss, argnums=(0, 1)))
     every = (torch.arange(places.shape[1], device=device) < sizes[:, None]).to(torch.float32)  # [U, S]
-    first = math.ceil(places.shape[1] / config.epochs)  # one pass is enough to fit one vector
-    mean = every[:, :first] / every[:, :first].sum(1, keepdim=True)
+    once = sizes // config.epochs  # groups in one pass, enough to fit one vector
+    first = int(once.max())
+    mean = every[:, :first] * (torch.arange(first, device=device) < once[:, None]) / once[:, None]
     for _ in range(steps):
         for name, slope in fold_in(private, shared, places[:, :first], mean).items():
             private[name] = private[name] - config.fold_in_lr * slope

@@ -1,0 +1,352 @@
+"""One simulation from data to report: every row on the same data, split and evaluation.
+
+    load → split → for each row: fit or run its rounds → evaluate → results.json, report.html
+
+A finished row is kept at once and a federated row after every round, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from penchant.common import taste
+from penchant.common.arrays import Float32
+from penchant.common.catalogue import Catalogue
+from penchant.common.cli import version
+from penchant.common.errors import InvalidConfig
+from penchant.common.interactions import Interactions
+from penchant.common.learners import registry
+from penchant.common.learners.contract import Learner, State
+from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
+from penchant.common.learners.neural.models import ModelConfig
+from penchant.common.streams import Streams
+from penchant.common.taste import TasteConfig
+from penchant.server.rounds import RoundRecord, Rounds
+from penchant.simulations import central, engine, report
+from penchant.simulations.baselines import Ease, ItemKnn, Popularity
+from penchant.simulations.data.dataset import Dataset
+from penchant.simulations.data.loaders import load
+from penchant.simulations.engine import Population
+from penchant.simulations.evaluation import (
+    Evaluation,
+    Scorer,
+    confidence,
+    evaluate,
+    paired_difference,
+    sampled_metrics,
+)
+from penchant.simulations.runs import SCHEMA_VERSION, RunFolder
+from penchant.simulations.settings import Federated, Row, SimulationConfig, federated, rows
+from penchant.simulations.splits import Split, split
+
+METRIC = "ndcg@10"
+CURVE_POINTS = 6
+FLOOR_TASTE = TasteConfig(decay=0.65)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how far a run is; the defaults tell nobody.
+
+    Attributes:
+        begin: called with a row's name and how many steps it has.
+        step: called after each.
+        end: called when the row is done, with its result.
+    """
+
+    begin: Callable[[str, int], None] = lambda name, steps: None
+    step: Callable[[str], None] = lambda words: None
+    end: Callable[[Mapping[str, Any]], None] = lambda row: None
+
+
+@dataclass(frozen=True)
+class _Released:
+    """A learner with what it released, as a scorer."""
+
+    learner: Learner
+    state: State
+
+    def scores(self, histories: Interactions) -> Float32:
+        return self.learner.scores(self.state, histories)
+
+
+@dataclass(frozen=True)
+class NoSharing:
+    """The second floor: public features and a person's own history; nothing of anybody is shared."""
+
+    catalogue: Catalogue
+
+    def scores(self, histories: Interactions) -> Float32:
+        nothing = np.zeros(len(self.catalogue), np.float32)
+        return taste.scores(self.catalogue.content, nothing, histories, FLOOR_TASTE)
+
+
+def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None = None) -> dict[str, Any]:
+    """Runs every row that is not finished yet and writes the report.
+
+    Nothing is written before data, split, rows and plans are known to be sound.
+
+    Raises:
+        InvalidConfig, MalformedData, MissingExtra: what is wrong and how to mend it.
+    """
+    data = load_data(settings)
+    parts = split(settings.split, data.interactions, settings.seed)
+    wanted = rows(settings)
+    population = Population(histories=parts.train.select(np.flatnonzero(parts.participants)), catalogue=data.catalogue)
+    run = _Run(settings, folder, data, parts, population, torch_device(settings.device), watch or Watch())
+    plans = {row.name: run.plan(row) for row in wanted if row.kind == "federated"}
+    folder.write_config(settings)
+    done = [run.row(row, plans.get(row.name)) for row in wanted]
+    results = run.results(done)
+    folder.write_results(results, report.render(results))
+    return results
+
+
+def load_data(settings: SimulationConfig) -> Dataset:
+    """The data set that the settings name."""
+    return load(
+        settings.data,
+        items=settings.items,
+        rating_scale=settings.rating_scale,
+        skip_bad_rows=settings.skip_bad_rows,
+        k_core=settings.k_core,
+        seed=settings.seed,
+    )
+
+
+def torch_device(name: str) -> str:
+    """ "cpu" or "cuda"; "auto" takes CUDA where there is one.
+
+    Raises:
+        InvalidConfig: CUDA asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("no CUDA device here: take --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+@dataclass
+class _Run:
+    settings: SimulationConfig
+    folder: RunFolder
+    data: Dataset
+    split: Split
+    population: Population
+    where: str
+    watch: Watch
+
+    def __post_init__(self) -> None:
+        self.popularity = self.split.train.counts()
+        self.streams = Streams(self.settings.seed)
+        self.rounds: list[Mapping[str, Any]] = []
+
+    def plan(self, row: Row) -> Federated:
+        return federated(row, self.settings, self.population.histories.n_users, self.data.cleaning.uncharged)
+
+    def row(self, row: Row, plan: Federated | None) -> dict[str, Any]:
+        """One row, from the folder where it is finished."""
+        finished = self.folder.read_row(row.name)
+        if finished is not None:
+            self.rounds += finished.get("rounds", [])
+            self.watch.end(finished)
+            return finished
+        started = time.perf_counter()
+        if plan is None:
+            scorer, extra = self._central(row) if row.name == "central" else self._baseline(row)
+        else:
+            scorer, extra = self._federated(row, plan)
+        seconds = extra.pop("seconds", time.perf_counter() - started)
+        found = evaluate(scorer, self.split.history, self.split.targets, popularity=self.popularity)
+        out = {
+            "name": row.name,
+            "kind": row.kind,
+            "learner": row.learner,
+            "model": row.model,
+            "metrics": dict(found.overall),
+            "ci95": self._intervals(found),
+            "against_floors": self._against_floors(row, found),
+            "privacy": None,
+            "privacy_note": "exact: not private",
+            "buckets": {kind: {k: dict(v) for k, v in b.items()} for kind, b in found.buckets.items()},
+            "curve": [],
+            "seconds": seconds,
+            "clients_per_second": None,
+            "bytes_up": 0,
+            "bytes_down": 0,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **extra,
+        }
+        if self.settings.sampled_negatives:
+            seed = self.settings.seed
+            out["metrics"] |= sampled_metrics(scorer, self.split.history, self.split.targets, seed=seed)
+        self.folder.write_row(out, found.users, found.per_user)
+        self.folder.drop_partial(row.name)
+        self.watch.end(out)
+        return out
+
+    def _baseline(self, row: Row) -> tuple[Scorer, dict[str, Any]]:
+        self.watch.begin(row.name, 1)
+        train = self.population.histories
+        match row.name:
+            case "popularity":
+                return Popularity(train), {}
+            case "no-sharing":
+                return NoSharing(self.data.catalogue), {"privacy_note": "nothing leaves the device"}
+            case "item-knn":
+                return ItemKnn(train), {}
+            case _:
+                return Ease(train), {}
+
+    def _central(self, row: Row) -> tuple[Scorer, dict[str, Any]]:
+        settings = central.CentralTraining()
+        self.watch.begin(row.name, settings.epochs)
+        learner = FedAvg(self.data.catalogue, FedAvgConfig(model=ModelConfig(name=row.model)), where=self.where)
+        state = central.train(
+            learner,
+            self.population.histories,
+            settings,
+            self.streams.child("central"),
+            lambda state: self._metric(learner, state, validation=True),
+            lambda epoch, value: self.watch.step(f"validation {value:.2%}"),
+        )
+        return _Released(learner, state), {}
+
+    def _federated(self, row: Row, plan: Federated) -> tuple[Scorer, dict[str, Any]]:
+        self.watch.begin(row.name, plan.plan.rounds)
+        kept = self.folder.read_partial(row.name)
+        progress, charges, curve = kept or (None, None, [])
+        for _ in progress.records if progress else ():
+            self.watch.step("")
+        every = max(1, math.ceil(plan.plan.rounds / CURVE_POINTS))
+
+        def after_round(record: RoundRecord, run: Rounds) -> None:
+            words = f"{record.drawn} users"
+            if record.round % every == 0 or record.round == plan.plan.rounds:
+                value = self._metric(run.learner, run.state)
+                curve.append({"round": record.round, METRIC: value, "epsilon": epsilon(plan, record.round)})
+                words += f", NDCG@10 {value:.2%}"
+            self.folder.write_partial(row.name, run.progress, run.ledger.to_records(), curve)
+            self.watch.step(words)
+
+        rounds = engine.run(
+            plan,
+            self.population,
+            name=row.name,
+            seed=self.settings.seed,
+            nodes=self.settings.nodes,
+            engine=self.settings.engine,
+            where=self.where,
+            after_round=after_round,
+            progress=progress,
+            charges=charges,
+        )
+        records = rounds.progress.records
+        lines = [{"row": row.name, **asdict(record)} for record in records]
+        self.rounds += lines
+        self.folder.append_rounds(self.rounds)
+        seconds = sum(record.seconds for record in records)
+        promise = plan.plan.guarantee()
+        released = Learner.released(rounds.state)
+        privacy = None if promise is None else asdict(promise)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "name": row.name,
+            "learner": plan.learner,
+            "settings": plan.settings,
+            "catalogue": self.data.catalogue.version,
+            "plan": plan.plan.to_json(),
+            "plan_digest": plan.plan.digest,
+            "privacy": privacy,
+        }
+        self.folder.write_model(row.name, released, manifest)
+        return _Released(rounds.learner, released), {
+            "privacy": privacy,
+            "privacy_note": str(promise) if promise else "exact: not private",
+            "curve": curve,
+            "rounds": lines,
+            "seconds": seconds,
+            "clients_per_second": sum(r.drawn for r in records) / max(seconds, 1e-9),
+            "bytes_up": sum(r.bytes_up for r in records),
+            "bytes_down": sum(r.bytes_down for r in records),
+        }
+
+    def _metric(self, learner: Learner, state: State, validation: bool = False) -> float:
+        history, targets = (
+            (self.split.train, self.split.validation) if validation else (self.split.history, self.split.targets)
+        )
+        scorer = _Released(learner, Learner.released(state))
+        return evaluate(scorer, history, targets, popularity=self.popularity, ks=(10,)).overall[METRIC]
+
+    def _intervals(self, found: Evaluation) -> dict[str, list[float]]:
+        seed = self.settings.seed
+        return {name: list(confidence(values, seed=seed)) for name, values in found.per_user.items()}
+
+    def _against_floors(self, row: Row, found: Evaluation) -> dict[str, dict[str, float]]:
+        """Paired differences over people; a floor is compared with the other floor."""
+        out = {}
+        for floor in ("popularity", "no-sharing"):
+            if floor != row.name and self.folder.read_row(floor) is not None:
+                other = self.folder.per_user(floor)[METRIC]
+                found_difference = paired_difference(found.per_user[METRIC], other, seed=self.settings.seed)
+                out[floor] = asdict(found_difference)
+        return out
+
+    def results(self, done: list[dict[str, Any]]) -> dict[str, Any]:
+        data, parts = self.data, self.split
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "penchant": version(),
+            "data": {
+                "name": data.name,
+                "users": data.interactions.n_users,
+                "items": len(data.catalogue),
+                "interactions": len(data.interactions),
+                "terms": data.terms,
+                "cleaning": data.cleaning.lines(),
+            },
+            "split": {
+                "name": parts.name,
+                "scored_users": int((parts.targets.lengths > 0).sum()),
+                "notes": list(parts.notes),
+            },
+            "seed": self.settings.seed,
+            "engine": self.settings.engine,
+            "command": f"penchant simulate --config {self.folder.path / 'config.toml'}",
+            "budget_note": budget_note(self.settings),
+            "runs": [{k: v for k, v in row.items() if k != "rounds"} for row in done],
+        }
+
+
+def budget_note(settings: SimulationConfig) -> str:
+    """What the reader must know about how little was computed."""
+    if settings.rounds is None and settings.cohort is None:
+        return (
+            "Small fixed budgets for a first look (20 rounds of FedAvg, 240 device-rounds of Opacus); the full "
+            "comparison is docs/results.md, made by `make results`."
+        )
+    return ""
+
+
+def epsilon(plan: Federated, rounds: int) -> float | None:
+    """ε after so many rounds; None where nothing is promised."""
+    promise = plan.plan.guarantee(rounds)
+    return None if promise is None else promise.epsilon
+
+
+def learner_of(manifest: Mapping[str, Any], catalogue: Catalogue) -> Learner:
+    """The learner of a released model.
+
+    Raises:
+        InvalidConfig: the model belongs to another catalogue.
+    """
+    if manifest["catalogue"] != catalogue.version:
+        raise InvalidConfig("the data's catalogue is not the one this model was made for")
+    return registry.build(manifest["learner"], manifest["settings"], catalogue)

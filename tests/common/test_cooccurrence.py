@@ -1,0 +1,270 @@
+"""The windowed co-occurrence sum: entries where the definition says, length 1, noise dropped, signal kept."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from penchant.common.arrays import Float32, Float64, Int32, Int64
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners.contract import State
+from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig, pair_entries, split
+from penchant.common.streams import Streams
+from penchant.common.taste import TasteConfig
+
+N_ITEMS = 9
+HEAD = np.array([1, 2, 4, 5, 8], np.int32)
+HISTORIES = st.lists(st.integers(0, N_ITEMS - 1), max_size=14)
+WINDOWS = st.integers(1, 16)
+
+
+def catalogue(n_items: int = N_ITEMS) -> Catalogue:
+    return Catalogue(ids=tuple(str(i) for i in range(n_items)))
+
+
+def learner(n_items: int = N_ITEMS, **settings: int | float) -> Cooccurrence:
+    return Cooccurrence(catalogue(n_items), CooccurrenceConfig(**{"head": len(HEAD), **settings}))  # type: ignore[arg-type]  # by name
+
+
+def with_head(head: Int32 | Int64 = HEAD, n_items: int = N_ITEMS) -> State:
+    return {"popularity": np.zeros(n_items, np.float32), "head": head.astype(np.int32)}
+
+
+def contribution(made: Cooccurrence, state: State, history: list[int]) -> Float64:
+    (values,) = made.contribution(state, History.of(history), np.random.default_rng(0)).values()
+    return values.astype(np.float64)
+
+
+def summed(made: Cooccurrence, state: State, histories: list[list[int]], clip_norm: float = 1.0) -> Float32:
+    people = Interactions.of(histories, len(made.catalogue))
+    (values,) = made.partial_sum(state, people, clip_norm, lambda row: np.random.default_rng(row)).values()
+    return values
+
+
+def oracle(history: list[int], window: int) -> Float64:
+    """The definition, read aloud: a double loop over the ordered head items."""
+    ordered = [item for item in history if item in HEAD]
+    pairs = {(item, item) for item in ordered}
+    for here in range(len(ordered)):
+        for there in range(len(ordered)):
+            if 0 < there - here <= window:
+                pairs.add((min(ordered[here], ordered[there]), max(ordered[here], ordered[there])))
+    entries = list(combinations_with_replacement(HEAD.tolist(), 2))  # the upper triangle, row by row
+    return np.array([(entry in pairs) / math.sqrt(max(len(pairs), 1)) for entry in entries])
+
+
+class TestContribution:
+    @given(history=HISTORIES, window=WINDOWS)
+    @example(history=[1, 0, 0, 0, 2], window=1)  # items outside the head take no room in the window
+    @example(history=[1, 1, 1], window=2)
+    def test_entries_are_where_the_definition_says(self, history: list[int], window: int) -> None:
+        found = contribution(learner(window=window), with_head(), history)
+        np.testing.assert_allclose(found, oracle(history, window), atol=1e-7)
+
+    def test_a_wider_window_sees_more_and_the_oracle_tells_the_difference(self) -> None:
+        history = [1, 2, 4, 5, 8]
+        for window in (1, 2, 3):
+            found = contribution(learner(window=window), with_head(), history)
+            assert np.count_nonzero(found) == 5 + sum(5 - gap for gap in range(1, window + 1))
+            assert not np.allclose(found, oracle(history, window + 1))
+
+    @given(history=HISTORIES, window=WINDOWS)
+    def test_its_length_is_one_or_it_is_empty(self, history: list[int], window: int) -> None:
+        length = np.linalg.norm(contribution(learner(window=window), with_head(), history))
+        assert length == pytest.approx(1.0 if set(history) & set(HEAD.tolist()) else 0.0, abs=1e-6)
+
+    @given(history=HISTORIES)
+    def test_a_count_is_one_over_root_n_at_each_different_item(self, history: list[int]) -> None:
+        made = learner()
+        found = contribution(made, made.init(Streams(0)), history)
+        expected = np.zeros(N_ITEMS)
+        expected[list(set(history))] = 1 / math.sqrt(max(len(set(history)), 1))
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+        assert np.linalg.norm(found) == pytest.approx(1.0 if history else 0.0, abs=1e-6)
+
+    @pytest.mark.parametrize("phase", ["counts", "matrix"])
+    @given(histories=st.lists(HISTORIES, min_size=1, max_size=6), data=st.data())
+    def test_adding_or_removing_a_person_moves_a_sum_by_at_most_one(
+        self, phase: str, histories: list[list[int]], data: st.DataObject
+    ) -> None:
+        made = learner(window=3)
+        state = made.init(Streams(0)) if phase == "counts" else with_head()
+        gone = data.draw(st.integers(0, len(histories) - 1))
+        fewer = histories[:gone] + histories[gone + 1 :]
+        moved = np.linalg.norm(summed(made, state, histories) - summed(made, state, fewer).astype(np.float64))
+        assert moved <= 1 + 1e-5
+        items = set(histories[gone]) if phase == "counts" else set(histories[gone]) & set(HEAD.tolist())
+        assert moved == pytest.approx(float(bool(items)), abs=1e-5)  # and no less: a person who did something counts in full
+
+    def test_plain_counts_would_move_it_by_more(self) -> None:
+        made, history = learner(), [1, 2, 4, 5]
+        plain = np.bincount(history, minlength=N_ITEMS)
+        assert np.linalg.norm(plain) == 2.0
+        assert np.linalg.norm(contribution(made, made.init(Streams(0)), history)) == pytest.approx(1.0)
+
+    def test_positions_cover_the_upper_triangle_once(self) -> None:
+        size = 7
+        everything = pair_entries(np.arange(size), window=size, head=size)
+        np.testing.assert_array_equal(everything, np.arange(size * (size + 1) // 2))
+        i, j = np.triu_indices(size)
+        for at, (a, b) in enumerate(zip(i, j, strict=True)):
+            assert at in pair_entries(np.array([b, a]), window=1, head=size)
+
+
+class TestSplit:
+    @given(mu=st.floats(0.01, 10), share=st.floats(0.01, 0.99))
+    def test_the_two_sums_together_are_exactly_mu(self, mu: float, share: float) -> None:
+        counts, matrix = split(mu, share)
+        assert math.hypot(1 / counts.noise_multiplier, 1 / matrix.noise_multiplier) == pytest.approx(mu, rel=1e-12)
+        assert 1 / counts.noise_multiplier**2 == pytest.approx(share * mu**2, rel=1e-12)
+        halves = math.hypot(1 / counts.noise_multiplier, mu)  # the second sum as if the first were free
+        assert halves != pytest.approx(mu, rel=1e-12)
+
+    def test_the_plan_asks_for_counts_then_the_matrix_once_each_at_clip_one(self) -> None:
+        plan = [(spec.name, spec.rounds, spec.clip_norm) for spec in split(1.0)]
+        assert plan == [("counts", 1, 1.0), ("matrix", 1, 1.0)]
+
+    @pytest.mark.parametrize(("mu", "share"), [(0, 0.1), (math.inf, 0.1), (math.nan, 0.1), (1, 0), (1, 1), (1, -0.1)])
+    def test_a_budget_or_share_out_of_range_is_refused(self, mu: float, share: float) -> None:
+        with pytest.raises(InvalidConfig, match="mu"):
+            split(mu, share)
+
+
+class TestHead:
+    def test_it_is_the_top_of_the_noised_counts_in_the_order_of_the_catalogue(self) -> None:
+        counts = np.array([0.5, 9, 7, -3, 5, 8, 0, 4, 6], np.float32)
+        after = learner().apply({"popularity": np.zeros(N_ITEMS, np.float32)}, {"counts": counts}, 10.0)
+        assert after["head"].tolist() == [1, 2, 4, 5, 8]
+        assert after["head"].dtype == np.int32
+        np.testing.assert_allclose(after["popularity"], np.clip(counts / 9, 0, 1), rtol=1e-6)
+
+    def test_counts_that_are_all_noise_below_zero_still_give_a_head_and_no_popularity(self) -> None:
+        after = learner().apply({}, {"counts": np.full(N_ITEMS, -1, np.float32)}, 10.0)
+        assert after["head"].tolist() == [0, 1, 2, 3, 4]
+        assert not after["popularity"].any()
+
+    def test_one_larger_than_the_catalogue_is_the_whole_catalogue(self) -> None:
+        made = learner(head=1000, window=2)
+        histories = [[0, 1, 2], [8, 3], [5], []]
+        state = made.apply(made.init(Streams(0)), {"counts": summed(made, made.init(Streams(0)), histories)}, 4.0)
+        assert state["head"].tolist() == list(range(N_ITEMS))
+        assert made.shapes(state) == {"matrix": (N_ITEMS * (N_ITEMS + 1) // 2,)}
+        state = made.apply(state, {"matrix": summed(made, state, histories)}, 4.0)
+        scores = made.scores(state, Interactions.of([[0, 1], []], N_ITEMS))
+        assert np.isfinite(scores).all()
+        assert scores[0, 2] > scores[0, 3]
+
+
+class TestFactors:
+    """All heads are whole catalogues here, unless said otherwise."""
+
+    n = 12
+    basis: Float64 = np.linalg.qr(np.random.default_rng(5).standard_normal((12, 12)))[0]
+    values: Float64 = np.array([30, 17, 12, 10.5, 9.5, 6, 3, 0.2, 0, -2, -8, -40])
+
+    def factors(self, values: Float64, **settings: int | float) -> Float64:
+        """F of a symmetric matrix with these eigenvalues."""
+        made = learner(self.n, head=self.n, **settings)
+        matrix = (self.basis * values) @ self.basis.T
+        upper = {"matrix": matrix[np.triu_indices(self.n)].astype(np.float32)}
+        vectors: Float64 = made.apply(with_head(np.arange(self.n), self.n), upper, 1.0)["vectors"].astype(np.float64)
+        return vectors
+
+    def test_eigenvalues_below_the_edge_are_dropped_and_those_above_are_shrunk(self) -> None:
+        noise = 10 / (2 * math.sqrt(self.n))  # t = 10
+        factors = self.factors(self.values, dims=self.n, noise_stddev=noise)
+        kept = self.values[self.values > 10]
+        assert factors.shape == (self.n, 4)
+        found = (factors**2).sum(0)  # the columns are orthogonal
+        np.testing.assert_allclose(found, kept - 100 / kept, rtol=1e-4)
+        assert not np.allclose(found, kept, rtol=0.01)
+        np.testing.assert_allclose(factors.T @ factors, np.diag(found), atol=1e-4)
+        cosines = np.abs((factors / np.sqrt(found) * self.basis[:, :4]).sum(0))
+        np.testing.assert_allclose(cosines, 1, atol=1e-4)
+
+    @pytest.mark.parametrize("dims", [1, 3, 6, 12])
+    def test_without_noise_they_are_the_best_positive_approximation_of_their_rank(self, dims: int) -> None:
+        factors = self.factors(self.values, dims=dims)
+        best = np.where((np.arange(self.n) < dims) & (self.values > 0), self.values, 0)
+        np.testing.assert_allclose(factors @ factors.T, (self.basis * best) @ self.basis.T, atol=1e-4)
+        by_size = np.argsort(-np.abs(self.values))[:dims]  # an SVD would take −40 for a signal
+        wrong = np.where(np.isin(np.arange(self.n), by_size), np.abs(self.values), 0)
+        assert not np.allclose(factors @ factors.T, (self.basis * wrong) @ self.basis.T, atol=1)
+
+    def test_pure_noise_keeps_almost_nothing_and_an_understated_noise_much(self) -> None:
+        # The largest eigenvalue is t (1 + x K^(−2/3) / 2) with x of Tracy and Widom's law, which exceeds 5 for 1 seed
+        # in 10⁵; what is kept of it is below x K^(−2/3) t.
+        size, stddev = 120, 3.0
+        edge = 2 * stddev * math.sqrt(size)
+        for seed in range(3):
+            noise = np.random.default_rng(seed).normal(0, stddev, size * (size + 1) // 2).astype(np.float32)
+            kept = []
+            for believed in (stddev, stddev / 2):
+                made = learner(size, head=size, dims=size, noise_stddev=believed)
+                vectors = made.apply(with_head(np.arange(size), size), {"matrix": noise}, 1.0)["vectors"]
+                kept.append((vectors.shape[1], (vectors.astype(np.float64) ** 2).sum(0).max(initial=0)))
+            (n_kept, largest), (n_wrong, largest_wrong) = kept
+            assert n_kept <= 3
+            assert largest < 5 * size ** (-2 / 3) * edge
+            assert n_wrong > 15
+            assert largest_wrong > 0.5 * edge
+
+    def test_a_signal_above_the_noise_is_found_in_it(self) -> None:
+        size, stddev = 200, 1.0
+        random = np.random.default_rng(0)
+        direction = random.standard_normal(size)
+        direction /= np.linalg.norm(direction)
+        edge = 2 * stddev * math.sqrt(size)
+        matrix = 4 * edge * np.outer(direction, direction)
+        noisy = matrix[np.triu_indices(size)] + random.normal(0, stddev, size * (size + 1) // 2)
+        made = learner(size, head=size, dims=4, noise_stddev=stddev)
+        vectors = made.apply(with_head(np.arange(size), size), {"matrix": noisy.astype(np.float32)}, 1.0)["vectors"]
+        first = vectors[:, 0] / np.linalg.norm(vectors[:, 0])
+        assert abs(first @ direction) > 0.95  # theory: √(1 − t²/(4θ²)) = 0.992
+        assert abs(first @ np.roll(direction, 1)) < 0.5
+
+    def test_items_outside_the_head_have_no_vector(self) -> None:
+        made = learner(dims=5, window=4)
+        state = made.apply(with_head(), {"matrix": summed(made, with_head(), [[1, 2, 4, 0], [5, 8, 3]])}, 2.0)
+        has = np.abs(state["vectors"]).sum(1) > 1e-6
+        assert np.flatnonzero(has).tolist() == HEAD.tolist()
+
+    def test_a_matrix_of_noise_below_the_edge_leaves_popularity(self) -> None:
+        made = learner(noise_stddev=100.0)
+        state = made.apply(with_head(), {"matrix": np.ones(15, np.float32)}, 1.0)
+        state = {**state, "popularity": np.linspace(0, 1, N_ITEMS, dtype=np.float32)}
+        assert state["vectors"].shape == (N_ITEMS, 0)
+        scores = made.scores(state, Interactions.of([[1, 2], []], N_ITEMS))
+        np.testing.assert_allclose(scores, np.tile(0.1 * state["popularity"], (2, 1)), rtol=1e-6)
+
+
+def test_two_tastes_come_apart_within_one_release() -> None:
+    random = np.random.default_rng(0)
+    histories = [(random.permutation(10) + 10 * (user % 2)).tolist() for user in range(200)]
+    made = learner(20, head=20, dims=4, window=5, noise_stddev=0.1)
+    state = made.init(Streams(0))
+    for _ in range(2):
+        total = summed(made, state, histories)
+        ((name, _),) = made.shapes(state).items()
+        noised = total + random.normal(0, 0.1, total.shape)
+        state = made.apply(state, {name: noised.astype(np.float32)}, 200.0)
+    scores = made.scores(state, Interactions.of([[0, 1], [10, 11]], 20))
+    assert scores[0, 2:10].min() > scores[0, 10:].max()
+    assert scores[1, 12:].min() > scores[1, :10].max()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"head": 1}, {"window": 0}, {"dims": 0}, {"content": -1.0}, {"noise_stddev": -1.0}, {"noise_stddev": math.inf}],
+)
+def test_a_setting_out_of_range_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(settings))):
+        CooccurrenceConfig(**settings)  # type: ignore[arg-type]  # by name
+    assert CooccurrenceConfig(taste=TasteConfig())
