@@ -54,7 +54,9 @@ def test_the_most_recent_item_weighs_one_and_each_older_one_less_by_the_decay() 
     base = PLAIN.unseen * f.T @ f + PLAIN.ridge * np.eye(DIM)
     for weights, right in (((0.49, 0.7, 1.0), True), ((1.0, 0.7, 0.49), False), ((0.343, 0.49, 0.7), False)):
         own = f[[3, 3, 8]]
-        solved = np.linalg.solve(base + sum(w * np.outer(v, v) for w, v in zip(weights, own, strict=True)), weights @ own)
+        solved = np.linalg.solve(
+            base + sum(w * np.outer(v, v) for w, v in zip(weights, own, strict=True)), weights @ own
+        )
         assert np.allclose(u, solved, atol=1e-9) == right
 
 

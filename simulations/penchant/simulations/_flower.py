@@ -1,6 +1,6 @@
 """The one place in the simulations that knows Flower: the two engines that run a ServerApp with its ClientApps.
 
-local   our own Grid in this process: a round's messages are handed to the ClientApp one after another
+local   our own Grid in this process: a round's messages are answered by a few threads, their order kept
 flower  Flower's simulation engine on Ray: the very same apps in worker processes, on one machine or a cluster
 
 Telemetry, update check and run-time dependency installation are off before Flower is imported.
@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 
@@ -37,10 +38,11 @@ class LocalGrid(Grid):
     Args:
         app: runs on every node.
         n_nodes: how many; each keeps one Context for the whole run, as real nodes do.
+        threads: nodes that answer at the same time. A node answers one message at a time.
     """
 
-    def __init__(self, app: ClientApp, n_nodes: int) -> None:
-        self._app = app
+    def __init__(self, app: ClientApp, n_nodes: int, threads: int = 1) -> None:
+        self._app, self._threads = app, threads
         self._contexts = {
             node: Context(
                 run_id=_RUN,
@@ -72,13 +74,12 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        sent = []
-        for message in messages:
-            name = f"m{next(self._ids)}"
+        batch = {f"m{next(self._ids)}": message for message in messages}
+        for name, message in batch.items():
             message.metadata.__dict__["_message_id"] = name
-            self._replies[name] = self._answer(message)
-            sent.append(name)
-        return sent
+        with ThreadPoolExecutor(self._threads) as pool:
+            self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
+        return list(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
@@ -95,9 +96,9 @@ class LocalGrid(Grid):
 
 
 def run_local(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
-    """Runs both apps in this process."""
+    """Runs both apps in this process, a thread for each core."""
     with _quiet_flower():
-        grid = LocalGrid(client, n_nodes)
+        grid = LocalGrid(client, n_nodes, threads=os.cpu_count() or 1)
         server(grid, Context(run_id=_RUN, node_id=0, node_config={}, state=RecordDict(), run_config={}))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from flwr.app import Context
 
 from penchant.client._flower import client_app
 from penchant.client.node import Node
+from penchant.common.arrays import Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
@@ -81,9 +82,7 @@ def run(
     clients = streams.seed("clients")
     if engine == "local":
         taken = None if progress is None else progress.participations
-        hosts = {
-            shard: _node(population, roster, shard, clients, where, taken, learner) for shard in range(len(roster))
-        }
+        hosts = {shard: _node(population, roster, shard, clients, where, taken) for shard in range(len(roster))}
         run_local(server, client_app(lambda context: hosts[_shard(context)]), len(roster))
     else:
         with tempfile.TemporaryDirectory(prefix="penchant-") as folder:
@@ -122,7 +121,7 @@ def _worker_node(spec: _WorkerNode, shard: int) -> Node:
     folder = Path(spec.folder)
     taken = folder / "participations.npy"
     counts = np.load(taken) if taken.exists() else None
-    return _node(load_population(folder), spec.roster, shard, spec.seed, spec.where, counts, None)
+    return _node(load_population(folder), spec.roster, shard, spec.seed, spec.where, counts)
 
 
 def _node(
@@ -131,19 +130,14 @@ def _node(
     shard: int,
     seed: int,
     where: str,
-    taken: np.ndarray[Any, np.dtype[np.int64]] | None,
-    shared: Learner | None,
+    taken: Int64 | None,
 ) -> Node:
-    """A node for one shard.
-
-    Args:
-        shared: the learner of this process, to save building it for each node; a learner holds no state.
-    """
+    """A node for one shard, with a learner of its own: nodes answer in threads."""
     first = sum(roster[:shard])
     own = np.arange(first, first + roster[shard])
 
     def learners(name: str, settings: Mapping[str, Any]) -> Learner:
-        return shared or registry.build(name, settings, population.catalogue, where=where)
+        return registry.build(name, settings, population.catalogue, where=where)
 
     counts = None if taken is None else taken[own].copy()
     histories = population.histories.select(own)
@@ -186,6 +180,3 @@ def load_population(folder: Path) -> Population:
             n_items=len(catalogue),
         )
     return Population(histories=histories, catalogue=catalogue)
-
-
-Evaluator = Callable[[Learner, Any], float]

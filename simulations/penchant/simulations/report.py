@@ -139,7 +139,7 @@ def _row(run: Record) -> dict[str, Any]:
         "coverage": tables.percent(metrics["coverage@10"], 1),
         "novelty": f"{metrics['novelty@10']:.1f}",
         "bound": tables.bound(privacy) if privacy else [],
-        "note": run.get("privacy_note") or ("" if privacy else "exact, not private"),
+        "note": "" if privacy else run.get("privacy_note") or "exact, not private",
         "seconds": tables.duration(run.get("seconds")),
         "clients_per_second": _short(run.get("clients_per_second")),
         "up": _size(run.get("bytes_up")),
@@ -173,7 +173,8 @@ def _short(value: float | None) -> str:
 
 
 def _size(size_bytes: float | None) -> str:
-    """
+    """Bytes in the unit that keeps them short.
+
     >>> _size(123456), _size(15), _size(None)
     ('123 kB', '15 B', '–')
     """
@@ -343,7 +344,7 @@ def _by_bucket(runs: Sequence[Record], kind: str) -> Picture | None:
             "NDCG@10 in %, people by how many interactions they have.",
         ),
     }[kind]
-    bold = " Bold names are private." if any(run.get("privacy") for run in runs) else ""
+    bold = " Orange bars and bold names are private." if any(run.get("privacy") for run in runs) else ""
     return Picture(
         key=f"by-{kind}",
         title=title,
@@ -441,19 +442,23 @@ def _clear(axes: Axes, heights: Sequence[float]) -> list[float]:
 def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Ascending heights, moved as little as keeps them a gap apart and, if they fit, between low and high.
 
-    >>> _apart([1.0, 1.0, 5.0], 1.0, 0.0, 5.0)
-    [1.0, 2.0, 5.0]
+    Less their share of gaps they must ascend, so this is isotonic regression: neighbours out of order are pooled.
+
+    >>> _apart([1.0, 1.0, 5.0], 1.0, 0.0, 6.0)
+    [0.5, 1.5, 5.0]
     >>> _apart([5.0, 5.0], 1.0, 0.0, 5.0)
     [4.0, 5.0]
     """
-    moved: list[float] = []
-    for y in heights:
-        moved.append(max(y, low, moved[-1] + gap if moved else low))
-    limit = high
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], limit)
-        limit = moved[i] - gap
-    return moved
+    pools: list[tuple[float, int]] = []  # mean, how many
+    for i, height in enumerate(heights):
+        mean, n = height - i * gap, 1
+        while pools and pools[-1][0] > mean:
+            other, m = pools.pop()
+            mean, n = (mean * n + other * m) / (n + m), n + m
+        pools.append((mean, n))
+    flat = [mean for mean, n in pools for _ in range(n)]
+    top = high - gap * (len(flat) - 1)
+    return [max(low, min(mean, top)) + i * gap for i, mean in enumerate(flat)]
 
 
 def _svg(figure: Figure, key: str, alt: str) -> Markup:

@@ -97,6 +97,7 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     Raises:
         InvalidConfig, MalformedData, MissingExtra: what is wrong and how to mend it.
     """
+    torch.set_num_threads(1)  # its operations here are small: nodes run in threads instead
     data = load_data(settings)
     parts = split(settings.split, data.interactions, settings.seed)
     wanted = rows(settings)

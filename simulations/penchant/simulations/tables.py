@@ -271,6 +271,7 @@ def _table(title: str) -> Table:
         caption_style="",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1, 0, 0),
     )
 

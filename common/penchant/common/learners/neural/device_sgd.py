@@ -45,6 +45,8 @@ class DeviceSgd:
     """
 
     def __init__(self, model: InterestModel, noise: DeviceNoise, local: LocalTraining) -> None:
+        # torch warns that a hook sees no gradient for an integer input; there is none to see
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         self._noise, self._local, self._n_items = noise, local, model.n_items
         self._private = model.private
         self._module = GradSampleModuleFastGradientClipping(  # a copy, as its hooks would break scoring
@@ -99,9 +101,7 @@ class DeviceSgd:
         drawn = random.integers(0, self._n_items, (len(chosen), self._local.negatives))
         candidates = torch.from_numpy(np.column_stack([chosen, drawn]).astype(np.int64)).to(where)  # [B, 1 + k]
         losses = group_loss(self._module(candidates[:, :0], candidates))  # [B]
-        with warnings.catch_warnings():  # torch: a hook sees no gradient for an integer input; there is none to see
-            warnings.filterwarnings("ignore", message=".*full backward hook.*")
-            DPTensorFastGradientClipping(self._module, optimizer, losses, "sum").backward()
+        DPTensorFastGradientClipping(self._module, optimizer, losses, "sum").backward()
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types

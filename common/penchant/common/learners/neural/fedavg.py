@@ -14,6 +14,7 @@ Algorithm 2 (FedAdam).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,6 +39,8 @@ from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
+
+_DROPOUT = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,7 @@ class FedAvg(Learner):
         """One person's sequence: each epoch a step on the mean loss of its last items."""
         self._load(weights)
         rule = self.config.local
-        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own stream
+        with _DROPOUT, torch.random.fork_rng(devices=[]):  # dropout draws from the one stream that torch has
             torch.default_generator.manual_seed(int(random.integers(2**63 - 1)))
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:

@@ -1,10 +1,10 @@
 """Local training of models whose person is a vector (MF, NeuMF), for a block of people at once.
 
 Each person starts from the released weights. First their own vector is fitted alone to their history ("fold-in"): in
-closed form where the logit is linear in it (`taste.py`, every age alike), else by gradient steps. Then it and the shared
-weights are trained together for some epochs of SGD on groups of one positive and its negatives. What counts afterwards
-is the difference of the shared weights; the person's vector is thrown away, as the next round fits it afresh from newer
-weights.
+closed form where the logit is linear in it (`taste.py`, every age alike), else by gradient steps. Then it and the
+shared weights are trained together for some epochs of SGD on groups of one positive and its negatives. What counts
+afterwards is the difference of the shared weights; the person's vector is thrown away, as the next round fits it afresh
+from newer weights.
 
 A person's training touches only the table rows of their own items and negatives, so a block works on those rows:
 weights are stacked float32[U, …] with tables cut to the touched rows, and `torch.func.vmap` runs one gradient for all

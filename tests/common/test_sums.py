@@ -1,0 +1,350 @@
+"""Clip, sum and noise: the three things a promise rests on, for any input that a contribution could hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from penchant.common.errors import InvalidConfig, MalformedContribution
+from penchant.common.privacy.events import Gaussian, PoissonGaussian
+from penchant.common.privacy.ledger import Ledger, Receipt
+from penchant.common.privacy.sums import PrivateSum, check, clip, norm
+from penchant.common.streams import Streams
+
+Vector = npt.NDArray[Any]
+FALSE_ALARM = 1e-6
+
+shapes = st.sampled_from([(), (0,), (1,), (3,), (2, 2), (0, 5), (7,)])  # 0-d and empty among them
+kinds = st.sampled_from([np.float16, np.float32, np.float64, np.int8, np.int64])
+bounds = st.floats(1e-3, 1e3)
+
+
+@st.composite
+def contributions(draw: st.DrawFn) -> dict[str, Vector]:
+    """One to three named arrays of any shape and type, huge and denormal values among them, nothing that is not finite."""
+    out = {}
+    for name in draw(st.sampled_from(["a", "ab", "abc"])):
+        kind = draw(kinds)
+        numbers = st.integers(-128, 127)
+        if np.issubdtype(kind, np.floating):
+            width = np.dtype(kind).itemsize * 8
+            numbers = st.floats(allow_nan=False, allow_infinity=False, width=width)  # type: ignore[assignment]
+            if width == 64:
+                numbers = st.floats(-1e150, 1e150)  # type: ignore[assignment]  # squares stay in float64
+        out[name] = draw(hnp.arrays(kind, draw(shapes), elements=numbers))
+    return out
+
+
+def length(contribution: Mapping[str, Vector]) -> float:
+    """The L2 norm by other means than the code's: math.hypot neither over- nor underflows."""
+    return math.hypot(*(float(v) for values in contribution.values() for v in np.ravel(values)))
+
+
+def charged(noise_multiplier: float) -> Receipt:
+    return Ledger("test", delta=1e-5).charge(1, Gaussian(noise_multiplier=noise_multiplier))
+
+
+def released(
+    total: PrivateSum, noise: np.random.Generator, receipt: Receipt | None = None
+) -> dict[str, npt.NDArray[np.float64]]:
+    return {name: values.astype(np.float64) for name, values in total.release(noise, receipt).items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- clip
+
+
+@given(contribution=contributions(), bound=bounds)
+@example(contribution={"a": np.full(16, 3e38, np.float32)}, bound=1e-3)  # float32 would lose the factor
+@example(contribution={"a": np.full(16, 65504, np.float16), "b": np.array(3e38, np.float32)}, bound=1.0)
+@example(contribution={"a": np.full(9, 1e-45, np.float32), "b": np.full(3, 5e-324)}, bound=1e-3)
+@example(contribution={"a": np.zeros(4), "b": np.array(0), "c": np.zeros((0, 2), np.int64)}, bound=1.0)
+def test_clip_never_exceeds_its_bound(contribution: dict[str, Vector], bound: float) -> None:
+    clipped = clip(contribution, bound)
+    assert length(clipped) <= bound * (1 + 1e-6)
+    assert {k: v.shape for k, v in clipped.items()} == {k: v.shape for k, v in contribution.items()}
+    assert all(v.dtype == np.float32 for v in clipped.values())
+
+
+@given(contribution=contributions(), bound=bounds)
+def test_a_contribution_within_the_bound_comes_back_unchanged_and_any_other_reaches_it(
+    contribution: dict[str, Vector], bound: float
+) -> None:
+    clipped = clip(contribution, bound)
+    if length(contribution) <= bound * (1 - 1e-12):
+        for name, values in contribution.items():
+            np.testing.assert_array_equal(clipped[name], values.astype(np.float32))
+    elif length(contribution) > bound * (1 + 1e-12):
+        assert length(clipped) == pytest.approx(bound, rel=1e-6)
+
+
+def test_several_arrays_are_clipped_as_one_flat_vector_and_not_each_for_itself() -> None:
+    parts = {"scalar": np.array(3.0), "row": np.array([0.0, 4.0]), "empty": np.zeros(0)}
+    clipped = clip(parts, 1.0)
+    assert clipped["scalar"] == pytest.approx(0.6)
+    np.testing.assert_allclose(clipped["row"], [0, 0.8], rtol=1e-6)
+    each = {name: clip({name: values}, 1.0)[name] for name, values in parts.items()}
+    assert length(each) > 1.4  # what that mistake would let through
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])  # 1e200² is not in float64
+@pytest.mark.parametrize("bound", [1.0, math.inf])
+def test_what_has_no_finite_norm_is_refused_wherever_it_hides(bad: float, bound: float) -> None:
+    with pytest.raises(MalformedContribution):
+        clip({"a": np.zeros(3), "b": np.array(bad)}, bound)
+    with pytest.raises(MalformedContribution):
+        norm({"a": np.zeros(3), "b": np.array([[1.0, bad]])})
+
+
+def test_without_a_bound_what_float32_cannot_hold_is_refused_and_not_made_infinite() -> None:
+    np.testing.assert_array_equal(clip({"a": np.array([1e30])}, math.inf)["a"], np.float32([1e30]))
+    with pytest.raises(MalformedContribution, match="float32"):
+        clip({"a": np.array([1e39])}, math.inf)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
+def test_a_senseless_bound_is_refused(bound: float) -> None:
+    with pytest.raises(InvalidConfig, match="bound"):
+        clip({"a": np.ones(3)}, bound)
+
+
+# ---------------------------------------------------------------------------------------------------- sensitivity
+
+SHAPES = {"a": (3,), "b": (), "c": (2, 2), "d": (0,)}
+
+people = st.lists(
+    st.fixed_dictionaries(
+        {
+            name: hnp.arrays(np.float32, shape, elements=st.floats(-(2.0**60), 2.0**60, width=32))
+            for name, shape in SHAPES.items()
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def private_sum(cohort: list[dict[str, Vector]], bound: float, *, seed: int = 0, clipping: bool = True) -> Vector:
+    """The released sum of these people as one flat vector, each on a node of their own, under one stream of noise."""
+    total = PrivateSum(
+        SHAPES, clip_norm=bound if clipping else 1e30, noise_multiplier=1.0 if clipping else bound / 1e30
+    )
+    for contribution in cohort:
+        total.add(clip(contribution, bound) if clipping else contribution, users=1)
+    receipt = charged(1.0 if clipping else bound / 1e30)
+    return np.concatenate([v.ravel() for v in released(total, np.random.default_rng(seed), receipt).values()])
+
+
+@given(cohort=people, bound=st.floats(0.01, 10), data=st.data())
+def test_one_person_more_or_less_moves_the_release_by_at_most_the_bound(
+    cohort: list[dict[str, Vector]], bound: float, data: st.DataObject
+) -> None:
+    left_out = data.draw(st.integers(0, len(cohort) - 1))
+    neighbour = cohort[:left_out] + cohort[left_out + 1 :]
+    moved = np.linalg.norm(private_sum(cohort, bound) - private_sum(neighbour, bound))
+    assert moved <= bound * (1 + 1e-5)  # the release is float32
+
+
+@given(cohort=people, other=people, bound=st.floats(0.01, 10))
+def test_one_person_replaced_moves_the_release_by_at_most_twice_the_bound(
+    cohort: list[dict[str, Vector]], other: list[dict[str, Vector]], bound: float
+) -> None:
+    moved = np.linalg.norm(private_sum(cohort, bound) - private_sum([*cohort[:-1], other[0]], bound))
+    assert moved <= 2 * bound * (1 + 1e-5)
+
+
+def test_a_sum_that_does_not_clip_or_weighs_by_size_breaks_that_bound() -> None:
+    small, large = ({name: np.full(shape, v, np.float32) for name, shape in SHAPES.items()} for v in (0.1, 50.0))
+    assert np.linalg.norm(private_sum([small, large], 1.0, clipping=False) - private_sum([small], 1.0)) > 1.1
+    weighted = [clip(small, 1.0), {name: 10 * v for name, v in clip(large, 1.0).items()}]
+    total = PrivateSum(SHAPES, clip_norm=1e3, noise_multiplier=1e-3)
+    for contribution in weighted:
+        total.add(contribution, users=1)
+    noisy = released(total, np.random.default_rng(0), charged(1e-3))
+    assert np.linalg.norm(np.concatenate([v.ravel() for v in noisy.values()]) - private_sum([small], 1.0)) > 1.1
+
+
+@given(partial=people, users=st.integers(1, 1000), bound=bounds)
+def test_a_nodes_sum_is_clipped_again_to_its_users_times_the_bound(
+    partial: list[dict[str, Vector]], users: int, bound: float
+) -> None:
+    total = PrivateSum(SHAPES, clip_norm=bound, noise_multiplier=0.0)
+    total.add(partial[0], users=users)
+    assert length(total.release(np.random.default_rng(0), None)) <= users * bound * (1 + 2e-6)
+
+
+def test_an_honest_nodes_sum_is_not_touched_by_the_second_clip() -> None:
+    total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=0.0)
+    total.add({"a": np.array([3.0, 0.0], np.float32)}, users=3)
+    total.add({"a": np.array([0.0, 3.0], np.float32)}, users=2)  # this one says more than two people can
+    np.testing.assert_allclose(total.release(np.random.default_rng(0), None)["a"], [3.0, 2.0])
+
+
+GOOD: dict[str, Vector] = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {**GOOD, "e": np.zeros(1, np.float32)},
+        {name: v for name, v in GOOD.items() if name != "d"},  # even an empty array must be there
+        {**GOOD, "a": np.ones(4, np.float32)},
+        {**GOOD, "a": np.ones((3, 1), np.float32)},
+        {**GOOD, "b": np.ones(1, np.float32)},
+        {**GOOD, "a": np.ones(3, np.int64)},
+        {**GOOD, "a": np.ones(3, np.complex64)},
+        {**GOOD, "a": np.array(["1", "2", "3"])},
+        {**GOOD, "a": np.array([1.0, None, 2.0], object)},
+        {**GOOD, "a": np.array([1.0, np.nan, 2.0], np.float32)},
+        {**GOOD, "b": np.array(np.inf, np.float32)},
+        {**GOOD, "c": np.full((2, 2), -np.inf)},
+        {**GOOD, "c": np.full((2, 2), 1e200)},  # finite, but its norm is not
+    ],
+)
+def test_what_the_round_did_not_ask_for_is_refused_and_nothing_of_it_is_added(bad: dict[str, Vector]) -> None:
+    check(GOOD, SHAPES)
+    total = PrivateSum(SHAPES, clip_norm=10.0, noise_multiplier=0.0)
+    total.add(GOOD, users=1)
+    with pytest.raises(MalformedContribution):
+        total.add(bad, users=1)
+    for name, values in total.release(np.random.default_rng(0), None).items():
+        np.testing.assert_array_equal(values, GOOD[name])
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
+def test_any_floating_point_type_may_be_sent(kind: npt.DTypeLike) -> None:
+    total = PrivateSum({"a": (2,)}, clip_norm=10.0, noise_multiplier=0.0)
+    total.add({"a": np.array([1.5, -2.0], kind)}, users=1)
+    np.testing.assert_array_equal(total.release(np.random.default_rng(0), None)["a"], [1.5, -2.0])
+
+
+# ---------------------------------------------------------------------------------------------------------- noise
+
+
+def variance_matches(sample: Vector, stddev: float) -> bool:
+    """A two-sided χ² test of the variance about zero; a right one fails it once in 1 / FALSE_ALARM seeds."""
+    at = float(stats.chi2.cdf(float(np.sum((sample / stddev) ** 2)), sample.size))
+    return FALSE_ALARM / 2 < at < 1 - FALSE_ALARM / 2
+
+
+def is_normal(sample: Vector, stddev: float) -> bool:
+    """A Kolmogorov-Smirnov test against N(0, stddev²), with the same rate of false alarms."""
+    return bool(stats.kstest(sample / stddev, "norm").pvalue > FALSE_ALARM)
+
+
+def independent(a: Vector, b: Vector) -> bool:
+    """Whether the correlation of two samples is that of independent ones; wrong once in 1 / FALSE_ALARM seeds."""
+    together = float(np.corrcoef(a, b)[0, 1]) * math.sqrt(len(a))
+    return abs(together) < stats.norm.isf(FALSE_ALARM / 2)
+
+
+def pure_noise(*key: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Vector]:
+    """What a round that nobody answers releases, with C = 2 and σ = 1.5."""
+    total = PrivateSum(shapes, clip_norm=2.0, noise_multiplier=1.5)
+    return dict(released(total, Streams(5).get("noise", *key), charged(1.5)))
+
+
+@pytest.mark.parametrize("name", ["flat", "table"])
+def test_every_array_gets_noise_of_the_promised_scale_and_a_wrong_one_is_caught(name: str) -> None:
+    noise = pure_noise(1, 0, shapes={"flat": (20_000,), "table": (100, 200), "scalar": ()})[name].ravel()
+    assert variance_matches(noise, 3.0)
+    assert is_normal(noise, 3.0)
+    assert not variance_matches(noise, 2.7)  # 0.9 σ
+    assert not variance_matches(noise, 3.3)
+    assert not is_normal(noise, 2.7)
+    assert not is_normal(noise, 3.3)
+
+
+def test_a_single_number_gets_noise_of_the_promised_scale_too() -> None:
+    noise = np.array([pure_noise(r, 0, shapes={"table": (4,), "scalar": ()})["scalar"] for r in range(4000)])
+    assert variance_matches(noise, 3.0)
+    assert is_normal(noise, 3.0)
+    assert not variance_matches(noise, 2.7)
+    assert not variance_matches(noise, 3.3)
+
+
+def test_noise_of_another_shape_but_the_right_variance_is_caught() -> None:
+    laplace = np.random.default_rng(0).laplace(scale=3 / math.sqrt(2), size=20_000)
+    assert not is_normal(laplace, 3.0)
+
+
+def test_noise_is_independent_between_arrays_rounds_and_attempts_and_a_reused_stream_is_caught() -> None:
+    shapes = {"a": (20_000,), "b": (20_000,)}
+    first, next_round, again = (pure_noise(*key, shapes=shapes) for key in ((1, 0), (2, 0), (1, 1)))
+    assert independent(first["a"], first["b"])
+    for other in (next_round, again):
+        assert independent(first["a"], other["a"])
+        assert independent(first["a"], other["b"])
+        assert variance_matches(other["a"] - first["a"], 3.0 * math.sqrt(2))
+    assert not independent(first["a"], pure_noise(1, 0, shapes=shapes)["a"])
+
+
+def test_noise_does_not_depend_on_who_took_part() -> None:
+    empty, full = (PrivateSum({"a": (50,)}, clip_norm=2.0, noise_multiplier=1.5) for _ in range(2))
+    full.add({"a": np.full(50, 0.25, np.float32)}, users=1)
+    apart = (
+        released(full, np.random.default_rng(3), charged(1.5))["a"]
+        - released(empty, np.random.default_rng(3), charged(1.5))["a"]
+    )
+    np.testing.assert_allclose(apart, 0.25, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- release
+
+
+def test_a_noised_sum_is_not_released_without_the_receipt_of_its_own_noise() -> None:
+    total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=2.0)
+    stream = np.random.default_rng(0)
+    with pytest.raises(InvalidConfig, match="receipt"):
+        total.release(stream, None)
+    with pytest.raises(InvalidConfig, match="receipt"):
+        total.release(stream, charged(20.0))  # charged as ten times the noise that would be added
+    assert total.release(stream, charged(2.0))["a"].shape == (2,)
+
+
+def test_a_receipt_of_a_sampled_round_is_as_good() -> None:
+    receipt = Ledger("test", delta=1e-5).charge(1, PoissonGaussian(noise_multiplier=2.0, rate=0.1))
+    total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=2.0)
+    assert np.abs(total.release(np.random.default_rng(0), receipt)["a"]).min() > 0
+
+
+def test_a_sum_without_noise_has_no_receipt() -> None:
+    total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=0.0)
+    with pytest.raises(InvalidConfig, match="receipt"):
+        total.release(np.random.default_rng(0), charged(1.0))
+    np.testing.assert_array_equal(total.release(np.random.default_rng(0), None)["a"], [0, 0])
+
+
+def test_a_sum_is_released_once() -> None:
+    total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=2.0)
+    receipt = charged(2.0)
+    total.release(np.random.default_rng(0), receipt)
+    with pytest.raises(InvalidConfig, match="once"):  # the mean of two would have half the noise for one charge
+        total.release(np.random.default_rng(1), receipt)
+
+
+@pytest.mark.parametrize(
+    ("clip_norm", "noise_multiplier"),
+    [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, -1.0), (1.0, math.nan), (1.0, math.inf)],
+)
+def test_a_sum_whose_noise_cannot_be_scaled_to_its_clip_is_refused(clip_norm: float, noise_multiplier: float) -> None:
+    with pytest.raises(InvalidConfig):
+        PrivateSum({"a": (2,)}, clip_norm=clip_norm, noise_multiplier=noise_multiplier)
+
+
+@settings(max_examples=20)
+@given(order=st.permutations(["b", "a", "c"]))
+def test_the_order_in_which_arrays_are_named_changes_nothing(order: list[str]) -> None:
+    total = PrivateSum(dict.fromkeys(order, (3,)), clip_norm=1.0, noise_multiplier=1.0)
+    noisy = total.release(np.random.default_rng(7), charged(1.0))
+    expected = np.random.default_rng(7).standard_normal((3, 3)).astype(np.float32)
+    np.testing.assert_allclose([noisy[name] for name in "abc"], expected, rtol=1e-6)
