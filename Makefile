@@ -9,7 +9,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
-SYSTEM_PACKAGES ?=
+SYSTEM_PACKAGES ?= chromium fonts-dejavu-core
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +49,7 @@ results: install ## compute the tables in the documentation again
 constraints: install-dev ## write constraints.txt from what is installed
 	$(BIN)/python scripts/write_constraints.py
 
-system-deps: ## install the Debian packages that tests need (root only; none so far)
+system-deps: ## install the Debian packages that tests need (root only)
 	@if [ -z "$(strip $(SYSTEM_PACKAGES))" ]; then echo 'system-deps: none needed'; \
 	elif [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
 		echo 'system-deps: skipped, needs root and apt-get: $(SYSTEM_PACKAGES)'; \

@@ -101,9 +101,7 @@ class TestContribution:
         moved = np.linalg.norm(summed(made, state, histories) - summed(made, state, fewer).astype(np.float64))
         assert moved <= 1 + 1e-5
         items = set(histories[gone]) if phase == "counts" else set(histories[gone]) & set(HEAD.tolist())
-        assert moved == pytest.approx(
-            float(bool(items)), abs=1e-5
-        )  # and no less: a person who did something counts in full
+        assert moved == pytest.approx(float(bool(items)), abs=1e-5)  # and no less
 
     def test_plain_counts_would_move_it_by_more(self) -> None:
         made, history = learner(), [1, 2, 4, 5]

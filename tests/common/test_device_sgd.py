@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def one_thread() -> Iterator[None]:
 def sums(monkeypatch: pytest.MonkeyPatch) -> list[Float64]:
     """What each step has summed over all parameters before noise, one flat vector to a step."""
     seen: list[Float64] = []
-    accumulate: Callable[[object], None] = DPOptimizerFastGradientClipping.accumulate
+    accumulate: Callable[[Any], None] = DPOptimizerFastGradientClipping.accumulate
 
-    def spy(self: DPOptimizerFastGradientClipping) -> None:
+    def spy(self: Any) -> None:
         accumulate(self)
         seen.append(flat([p.summed_grad for p in self.params]))
 
@@ -152,10 +153,10 @@ def reference(name: str, items: list[int], noise: DeviceNoise, seed: int = 0, st
         for gradient in group_gradients(model, np.column_stack([chosen, drawn])):
             total += clipped(gradient, noise.clip_norm)
         total += noise.noise_multiplier * noise.clip_norm * stream.standard_normal(len(total))
-        parts = torch.from_numpy(total.astype(np.float32)).split([p.numel() for p in parameters.values()])
+        parts = np.split(total.astype(np.float32), np.cumsum([p.numel() for p in parameters.values()])[:-1])
         with torch.no_grad():
             for parameter, part in zip(parameters.values(), parts, strict=True):
-                parameter -= LOCAL.lr / noise.divisor * part.view_as(parameter)
+                parameter.sub_(LOCAL.lr / noise.divisor * torch.from_numpy(part).view_as(parameter))
     return {k: (p.detach() - weights[k]).numpy() for k, p in parameters.items() if k not in model.private}
 
 
@@ -331,7 +332,8 @@ class TestNoise:
             update = DeviceSgd(model, noise, local).train(weights, History.of([7]), np.random.default_rng(seed))
             random = np.random.default_rng(seed)
             random.random(1)
-            untouched.append(np.delete(update["item.weight"], [7, random.integers(0, self.n_items)], axis=0).ravel())
+            touched = np.array([7, random.integers(0, self.n_items)])
+            untouched.append(np.delete(update["item.weight"], touched, axis=0).ravel())
         square = np.mean((np.concatenate(untouched) / (self.expected / 2)) ** 2)  # one step, not four
         assert abs(square - 1) < 0.1
         assert abs(square * 4 - 1) > 0.1

@@ -80,7 +80,7 @@ def reference(name: str, history: Int32, config: LocalTraining, random: np.rando
         slopes = grad(value, chosen)
         with torch.no_grad():
             for parameter, slope in zip(chosen, slopes, strict=True):
-                parameter -= lr * slope
+                parameter.sub_(lr * slope)
 
     if model.linear is not None:  # every item a little as "not chosen", the own ones in full, whatever their age
         f, own = weights[model.linear].double(), weights[model.linear][history.tolist()].double()
@@ -192,7 +192,8 @@ def test_negatives_avoid_the_persons_own_items(monkeypatch: pytest.MonkeyPatch) 
 @BOTH
 def test_loss_falls_over_rounds(name: str) -> None:
     random = np.random.default_rng(0)
-    people = Interactions.of([random.choice(15, 8, replace=False) + 15 * (u % 2) for u in range(24)], N_ITEMS)
+    histories = [(random.choice(15, 8, replace=False) + 15 * (u % 2)).tolist() for u in range(24)]
+    people = Interactions.of(histories, N_ITEMS)
     config = FedAvgConfig(
         model=ModelConfig(name=name, dim=8),
         local=LOCAL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -132,15 +132,14 @@ people = st.lists(
 )
 
 
-def private_sum(cohort: list[dict[str, Vector]], bound: float, *, seed: int = 0, clipping: bool = True) -> Vector:
+def private_sum(
+    cohort: list[dict[str, Vector]], bound: float, *, prepare: Callable[..., Any] = clip, users: int = 1
+) -> Vector:
     """The released sum of these people as one flat vector, each on a node of their own, under one stream of noise."""
-    total = PrivateSum(
-        SHAPES, clip_norm=bound if clipping else 1e30, noise_multiplier=1.0 if clipping else bound / 1e30
-    )
+    total = PrivateSum(SHAPES, clip_norm=bound, noise_multiplier=1.0)
     for contribution in cohort:
-        total.add(clip(contribution, bound) if clipping else contribution, users=1)
-    receipt = charged(1.0 if clipping else bound / 1e30)
-    return np.concatenate([v.ravel() for v in released(total, np.random.default_rng(seed), receipt).values()])
+        total.add(prepare(contribution, bound), users=users)
+    return np.concatenate([v.ravel() for v in released(total, np.random.default_rng(0), charged(1.0)).values()])
 
 
 @given(cohort=people, bound=st.floats(0.01, 10), data=st.data())
@@ -161,15 +160,22 @@ def test_one_person_replaced_moves_the_release_by_at_most_twice_the_bound(
     assert moved <= 2 * bound * (1 + 1e-5)
 
 
-def test_a_sum_that_does_not_clip_or_weighs_by_size_breaks_that_bound() -> None:
-    small, large = ({name: np.full(shape, v, np.float32) for name, shape in SHAPES.items()} for v in (0.1, 50.0))
-    assert np.linalg.norm(private_sum([small, large], 1.0, clipping=False) - private_sum([small], 1.0)) > 1.1
-    weighted = [clip(small, 1.0), {name: 10 * v for name, v in clip(large, 1.0).items()}]
-    total = PrivateSum(SHAPES, clip_norm=1e3, noise_multiplier=1e-3)
-    for contribution in weighted:
-        total.add(contribution, users=1)
-    noisy = released(total, np.random.default_rng(0), charged(1e-3))
-    assert np.linalg.norm(np.concatenate([v.ravel() for v in noisy.values()]) - private_sum([small], 1.0)) > 1.1
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda contribution, bound: contribution,  # not clipped
+        lambda contribution, bound: {name: clip({name: v}, bound)[name] for name, v in contribution.items()},
+        lambda contribution, bound: {name: 10 * v for name, v in clip(contribution, bound).items()},  # weighted
+    ],
+)
+def test_a_mistake_before_the_sum_breaks_that_bound_and_the_second_clip_mends_it(mistake: Callable[..., Any]) -> None:
+    small, large = ({name: np.full(shape, v, np.float32) for name, shape in SHAPES.items()} for v in (0.01, 50.0))
+    alone = private_sum([small], 1.0)
+    assert np.linalg.norm(private_sum([small, large], 1.0, prepare=mistake, users=1000) - alone) > 1.1
+    assert (
+        np.linalg.norm(private_sum([small, large], 1.0, prepare=mistake) - private_sum([small], 1.0, prepare=mistake))
+        < 1.001
+    )
 
 
 @given(partial=people, users=st.integers(1, 1000), bound=bounds)

@@ -9,6 +9,7 @@ cannot see.
     ├── MissingExtra           an optional dependency is not installed
     ├── MalformedData          a data file or row cannot be read
     ├── MalformedContribution  a contribution or partial sum is not what the round asked for
+    ├── MalformedScores        a scorer gave NaN or a wrong shape
     └── PrivacyRefused         releasing would break the promise
         ├── BudgetExhausted    the ledger has no room for the event
         └── UnknownMechanism   an event or mechanism this version does not know
@@ -39,6 +40,10 @@ class MalformedData(PenchantError):
 
 class MalformedContribution(PenchantError):
     """A contribution or partial sum has wrong names, shape, type or values. It is left out; the round goes on."""
+
+
+class MalformedScores(PenchantError):
+    """Scores hold a NaN, or are not one row a person and one column an item. Mend the scorer; nothing is ranked."""
 
 
 class PrivacyRefused(PenchantError):

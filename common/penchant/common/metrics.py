@@ -18,12 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from penchant.common.arrays import AnyFloat, Bool, Float64, Int32, Int64
-from penchant.common.errors import InvalidConfig, PenchantError
+from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
-
-
-class MalformedScores(PenchantError):
-    """Scores hold a NaN, or are not one row a person and one column an item. Mend the scorer; nothing is ranked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,13 @@ class CentralTraining:
         patience: epochs without a better validation after which training stops.
     """
 
-    epochs: int = 12
-    batch: int = 4096
-    lr: float = 0.02
+    epochs: int = 15
+    batch: int = 2048
+    lr: float = 0.01
     decay: float = 0.05
     weight_decay: float = 1e-6
     negatives: int = 4
-    patience: int = 4
+    patience: int = 6
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.negatives, self.patience) < 1 or not self.lr > 0:

@@ -172,7 +172,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"a": str(args.a), "b": str(args.b), "metric": "ndcg@10", "differences": found}))
     else:
-        Console().print(compare_table(a, b, differences=found))
+        Console().print(compare_table(a, b, differences=found, names=(args.a.name, args.b.name)))
     return 0
 
 

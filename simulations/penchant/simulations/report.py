@@ -266,7 +266,7 @@ def _tradeoff(key: str, runs: Sequence[Record], private: Sequence[Record]) -> Ma
         colour, marker = SERIES[look % len(SERIES)], MARKERS[look % len(MARKERS)]
         moved = axes.transData + Affine2D().translate(-aside, 0)
         axes.plot([x, x], [low, high], color=colour, linewidth=1.5, transform=moved)
-        axes.plot(x, y, marker=marker, color=colour, markersize=6, linestyle="none", transform=moved)
+        axes.plot(x, y, marker=marker, color=colour, markersize=6, linestyle="none", transform=moved, clip_on=False)
         labels.append((y, run["name"], colour))
         told.append(f"{run['name']}: {y:.2f} % ({low:.2f} to {high:.2f}) at ε {tables.epsilon(x)}.")
         tops.append(high)
@@ -411,7 +411,7 @@ def _draw_lines(key: str, lines: Sequence[_Line], floors: Mapping[str, float], t
     _label_right(axes, labels)
     early.sort()
     for y, (_, name, colour, x) in zip(_clear(axes, [y for y, *_ in early]), early, strict=True):
-        axes.annotate(_cut(name), (x, y), (6, 0), **_OFFSET, va="center", color=colour)
+        axes.annotate(_cut(name), (x, y), (6, 4), **_OFFSET, va="center", color=colour)
     return _svg(figure, key, alt)
 
 

@@ -207,7 +207,7 @@ class _Run:
                 return Ease(train), {}
 
     def _central(self, row: Row) -> tuple[Scorer, dict[str, Any]]:
-        settings = central.CentralTraining()
+        settings = central.CentralTraining(epochs=self.settings.rounds or 15)
         self.watch.begin(row.name, settings.epochs)
         learner = FedAvg(self.data.catalogue, FedAvgConfig(model=ModelConfig(name=row.model)), where=self.where)
         state = central.train(

@@ -282,7 +282,7 @@ def _label(name: str, width: int = 16) -> str:
 
 
 def _caption(*lines: str) -> Text:
-    return Text("\n".join(lines))
+    return Text("\n".join(("", *lines)))
 
 
 def _ndcg(run: Record) -> float:

@@ -81,6 +81,18 @@ class DeviceNoise:
         _check_whole(steps=self.steps, min_history=self.min_history)
 
 
+def rounded_up(epsilon: float) -> str:
+    """An ε to three digits, never below itself: it is an upper bound.
+
+    >>> rounded_up(8.004), rounded_up(8.0), rounded_up(1.187)
+    ('8.01', '8', '1.19')
+    """
+    if epsilon <= 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
+    return f"{math.ceil(epsilon / unit - 1e-9) * unit:.10g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """An ε with everything without which it means nothing; its text always carries all of it."""
@@ -99,7 +111,7 @@ class Guarantee:
     def __str__(self) -> str:
         left_out = "; ".join(self.uncharged) or "nothing"
         return (
-            f"ε = {self.epsilon:.3g} at δ = {self.delta:g}, unit {self.unit} ({self.neighbours}), "
+            f"ε = {rounded_up(self.epsilon)} at δ = {self.delta:g}, unit {self.unit} ({self.neighbours}), "
             f"sampling {self.sampler}, accountant {self.accountant}, trust {self.trust}, not charged: {left_out}"
         )
 
@@ -247,6 +259,8 @@ class PrivacyPlan:
 
     def _sampler_words(self) -> str:
         if self.device is not None:
+            if self.device.rate == 1:
+                return f"none: each of {self.device.steps} steps reads every interaction"
             return f"poisson over own interactions, rate {self.device.rate:g}"
         if self.sampling == "poisson":
             return f"poisson over users, rate {self.rate:.4g}, holds against those who do not see the draw"

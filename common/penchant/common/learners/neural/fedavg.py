@@ -14,7 +14,6 @@ Algorithm 2 (FedAdam).
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,15 +31,13 @@ from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.neural import local
 from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
-from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad
+from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded
 from penchant.common.negatives import negatives
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
-
-_DROPOUT = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +190,7 @@ class FedAvg(Learner):
         """One person's sequence: each epoch a step on the mean loss of its last items."""
         self._load(weights)
         rule = self.config.local
-        with _DROPOUT, torch.random.fork_rng(devices=[]):  # dropout draws from the one stream that torch has
-            torch.default_generator.manual_seed(int(random.integers(2**63 - 1)))
+        with seeded(int(random.integers(2**63 - 1))):  # dropout
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:
                 sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)

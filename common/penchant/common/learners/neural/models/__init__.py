@@ -7,7 +7,9 @@ gru, lstm, cnn-lstm, transformer     the person is their history; user-level pri
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,9 +40,11 @@ __all__ = [
     "build",
     "group_loss",
     "pad",
+    "seeded",
 ]
 
 Option = int | float
+_STREAM = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,14 @@ class ModelConfig:
         return {name: defaults[name] if value is None else value for name, value in chosen.items()}
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initial weights and dropout draw from here: the one stream that torch has, for one thread at a time."""
+    with _STREAM, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        yield
+
+
 def build(config: ModelConfig, n_items: int, seed: int) -> InterestModel:
     """The model with initial weights that depend on the config, `n_items` and the seed only.
 
@@ -137,8 +149,7 @@ def build(config: ModelConfig, n_items: int, seed: int) -> InterestModel:
     """
     if n_items < 1:
         raise InvalidConfig(f"n_items must be ≥ 1, not {n_items}")
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+    with seeded(seed), torch.device("cpu"):
         return MODELS[config.name].make(n_items, **config.options)
 
 

@@ -1,0 +1,407 @@
+"""Every learner keeps one contract, and each can be named in a plan and built on a device."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from penchant.common import config
+from penchant.common.arrays import Arrays, Float64
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig, MalformedContribution
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners import registry
+from penchant.common.learners.contract import Learner, State
+from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
+from penchant.common.learners.neural.local import LocalTraining
+from penchant.common.learners.neural.models import MODELS, ModelConfig
+from penchant.common.privacy import sums
+from penchant.common.privacy.plan import DeviceNoise
+from penchant.common.streams import Streams
+
+N_ITEMS = 18
+CATALOGUE = Catalogue(
+    ids=tuple(str(i) for i in range(N_ITEMS)),
+    titles=tuple(f"Film {i} ({1960 + 3 * i})" for i in range(N_ITEMS)),
+    topics=tuple(("even",) if i % 2 == 0 else () for i in range(N_ITEMS)),
+)
+HISTORIES = (
+    [4, 9, 2, 17],
+    [],
+    [8],
+    [3, 3, 3],  # one item again and again
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],  # longer than a sequence model reads
+    [5, 0, 5, 16, 0],
+    [11, 12],
+    list(range(N_ITEMS)),  # nothing left to draw against
+    [14, 2, 9, 4, 6, 6],
+    [0],
+)
+PEOPLE = Interactions.of(HISTORIES, N_ITEMS)
+LOCAL = LocalTraining(epochs=2, batch=3, lr=0.3, negatives=3, fold_in_steps=3, fold_in_lr=1.0)
+DEVICE = DeviceNoise(clip_norm=0.5, noise_multiplier=0.8, rate=0.7, steps=2, divisor=4.0, min_history=2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One learner in one phase of its rounds.
+
+    Attributes:
+        make: builds it afresh.
+        draws: its contributions depend on the random stream.
+        noisy: so does that of an empty history.
+        n_applied: private sums its state has seen.
+    """
+
+    make: Callable[[], Learner]
+    draws: bool = True
+    noisy: bool = False
+    n_applied: int = 0
+
+    def state(self, learner: Learner, seed: int = 0) -> State:
+        state = learner.init(Streams(seed))
+        for number in range(self.n_applied):
+            state = learner.apply(state, some_sum(learner, state, number), 5.0)
+        return state
+
+
+def some_sum(learner: Learner, state: State, seed: int) -> dict[str, np.ndarray]:
+    """A noised sum as it could be released: some entries above, some below zero."""
+    random = np.random.default_rng([seed, 77])
+    return {
+        name: random.standard_normal(shape).astype(np.float32) for name, shape in sorted(learner.shapes(state).items())
+    }
+
+
+def cooccurrence() -> Learner:
+    return Cooccurrence(CATALOGUE, CooccurrenceConfig(head=12, window=3, dims=4, noise_stddev=0.05))
+
+
+def fedavg(name: str, device: DeviceNoise | None = None, optimizer: Any = "adam") -> Learner:
+    model = ModelConfig(name=name, dim=4, hidden=8 if name != "mf" else None, max_length=6)
+    server = ServerStep(optimizer=optimizer)
+    return FedAvg(CATALOGUE, FedAvgConfig(model=model, local=LOCAL, server=server, device=device))
+
+
+CASES = {
+    "cooccurrence counts": Case(cooccurrence, draws=False),
+    "cooccurrence matrix": Case(cooccurrence, draws=False, n_applied=1),
+    "cooccurrence released": Case(cooccurrence, draws=False, n_applied=2),
+    **{f"fedavg {name}": Case(lambda name=name: fedavg(name)) for name in MODELS},  # type: ignore[misc]  # mypy cannot infer
+    "fedavg mf later, sgd": Case(lambda: fedavg("mf", optimizer="sgd"), n_applied=2),
+    "fedavg neumf later": Case(lambda: fedavg("neumf"), n_applied=2),
+    "fedavg mf with device noise": Case(lambda: fedavg("mf", DEVICE), noisy=True),
+    "fedavg neumf with device noise": Case(lambda: fedavg("neumf", DEVICE), noisy=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A learner, its state and everybody's contribution; what is computed once for all tests of a case."""
+
+    learner: Learner
+    state: State
+    contributions: tuple[Arrays, ...]
+
+
+@cache
+def ready(case: Case) -> Ready:
+    learner = case.make()
+    state = case.state(learner)
+    everybody = tuple(learner.contribution(state, history, stream(u)) for u, history in enumerate(PEOPLE))
+    return Ready(learner, state, everybody)
+
+
+def stream(user: int, seed: int = 0) -> np.random.Generator:
+    return Streams(seed).get("local", 1, user)
+
+
+def same(a: Arrays, b: Arrays, atol: float = 0.0) -> bool:
+    return a.keys() == b.keys() and all(np.allclose(a[key], b[key], rtol=0, atol=atol) for key in a)
+
+
+def clipped_sum(contributions: list[Arrays], bound: float) -> dict[str, Float64]:
+    """Σ clip(contribution) by the definition, in float64."""
+    total: dict[str, Float64] = {key: np.zeros(values.shape) for key, values in contributions[0].items()}
+    for one in contributions:
+        length = np.sqrt(sum(float((values.astype(np.float64) ** 2).sum()) for values in one.values()))
+        for key, values in one.items():
+            total[key] += values.astype(np.float64) * min(1.0, bound / max(length, 1e-30))
+    return total
+
+
+def bounds(contributions: tuple[Arrays, ...]) -> tuple[float, float]:
+    """One bound that clips about half of them and one that clips all."""
+    lengths = [length for one in contributions if (length := sums.norm(one)) > 0]
+    return float(np.median(lengths)), 0.4 * min(lengths)
+
+
+# Building a device learner silences this for the program; a test that only uses one undoes nothing for the others.
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+class TestEveryLearner:
+    def test_a_contribution_is_what_the_round_asks_for(self, case: Case) -> None:
+        at = ready(case)
+        for one in at.contributions:
+            sums.check(one, at.learner.shapes(at.state))
+            assert all(values.dtype == np.float32 for values in one.values())
+        name, values = next(iter(at.contributions[0].items()))
+        for wrong in ({}, {name: values[1:]}, {**at.contributions[0], "server/step": values}):
+            with pytest.raises(MalformedContribution):
+                sums.check(wrong, at.learner.shapes(at.state))
+
+    def test_a_contribution_depends_on_one_person_only(self, case: Case) -> None:
+        at, fresh = ready(case), case.make()
+        state = case.state(fresh)
+        torch.manual_seed(987)  # nor on what the program draws elsewhere
+        for user in (8, 4, 0, 4):  # in another order, with others left out, on a learner that has met nobody
+            found = fresh.contribution(state, History.of(HISTORIES[user]), stream(user))
+            assert same(found, at.contributions[user])
+            assert not same(found, at.contributions[(user + 5) % 10])
+
+    def test_a_contribution_leaves_the_state_and_the_history_as_they_were(self, case: Case) -> None:
+        learner = case.make()
+        state, histories = case.state(learner), PEOPLE.items.copy()
+        before = {name: values.copy() for name, values in state.items()}
+        learner.contribution(state, PEOPLE.history(0), stream(0))
+        learner.partial_sum(state, PEOPLE, 0.1, stream)
+        learner.scores(state, PEOPLE)
+        assert same(before, state)
+        np.testing.assert_array_equal(histories, PEOPLE.items)
+
+    def test_an_empty_history_adds_nothing_but_noise(self, case: Case) -> None:
+        at = ready(case)
+        empty, full = at.contributions[1], at.contributions[0]
+        assert any(values.any() for values in empty.values()) == case.noisy
+        assert any(values.any() for values in full.values())
+
+    def test_a_partial_sum_is_the_sum_of_clipped_contributions(self, case: Case) -> None:
+        at = ready(case)
+        half, all_of = bounds(at.contributions)
+        for bound in (np.inf, half, all_of):
+            found = at.learner.partial_sum(at.state, PEOPLE, bound, stream)
+            expected = clipped_sum(list(at.contributions), bound)
+            sums.check(found, at.learner.shapes(at.state))
+            assert same(found, expected, atol=3e-6)
+            # the same comparison sees a person left out, and a clip left out
+            assert not same(found, clipped_sum(list(at.contributions[1:]), bound), atol=3e-6)
+            clips = any(sums.norm(one) > bound * (1 + 1e-5) for one in at.contributions)
+            assert same(found, clipped_sum(list(at.contributions), np.inf), atol=3e-6) != clips
+        assert clips
+
+    def test_a_partial_sum_does_not_depend_on_order_or_on_who_is_summed_with_whom(self, case: Case) -> None:
+        at = ready(case)
+        bound, _ = bounds(at.contributions)
+
+        def part(users: list[int]) -> Arrays:
+            return at.learner.partial_sum(at.state, PEOPLE.select(users), bound, lambda row: stream(users[row]))
+
+        whole = part(list(range(10)))
+        assert same(part([6, 1, 8, 4, 0, 9, 7, 3, 5, 2]), whole, atol=3e-6)
+        parts = [part(users) for users in ([4], [0, 8, 2], [1], [9, 3, 5, 6, 7])]
+        assert same({key: sum(p[key] for p in parts) for key in whole}, whole, atol=3e-6)
+        assert not same({key: sum(p[key] for p in parts[1:]) for key in whole}, whole, atol=3e-6)
+
+    def test_a_partial_sum_of_nobody_is_zero(self, case: Case) -> None:
+        at = ready(case)
+        found = at.learner.partial_sum(at.state, PEOPLE.select([]), 1.0, stream)
+        sums.check(found, at.learner.shapes(at.state))
+        assert not any(values.any() for values in found.values())
+
+    def test_the_same_stream_gives_the_same_and_another_another(self, case: Case) -> None:
+        at = ready(case)
+        for user in (0, 4):
+            history = PEOPLE.history(user)
+            assert same(at.learner.contribution(at.state, history, stream(user)), at.contributions[user])
+            other = at.learner.contribution(at.state, history, stream(user, seed=1))
+            assert same(other, at.contributions[user]) != case.draws
+
+    def test_the_first_state_repeats_and_is_finite(self, case: Case) -> None:
+        learner = case.make()
+        state, other = learner.init(Streams(3)), learner.init(Streams(4))
+        assert same(case.make().init(Streams(3)), state)
+        assert all(np.isfinite(values).all() for values in state.values())
+        assert same(other, state) == isinstance(learner, Cooccurrence)  # which starts from nothing
+        assert learner.released(state).keys() == state.keys()
+
+    def test_a_sum_that_is_applied_gives_the_next_state(self, case: Case) -> None:
+        at = ready(case)
+        total = some_sum(at.learner, at.state, 5)
+        before = {name: values.copy() for name, values in at.state.items()}
+        once = at.learner.apply(at.state, total, 5.0)
+        assert same(before, at.state)
+        assert all(np.isfinite(values).all() for values in once.values())
+        assert at.learner.released(once).keys() >= at.learner.released(at.state).keys()
+        for name, values in at.learner.released(at.state).items():
+            assert once[name].dtype == values.dtype
+            assert once[name].shape[:1] == values.shape[:1]
+        twice = at.learner.apply(once, some_sum(at.learner, once, 6), 5.0)
+        assert at.learner.shapes(twice).keys() == at.learner.shapes(at.learner.apply(twice, total, 5.0)).keys()
+        assert np.isfinite(at.learner.scores(twice, PEOPLE)).all()
+        other = at.learner.apply(at.state, {name: -values for name, values in total.items()}, 5.0)
+        assert not same(at.learner.released(other), at.learner.released(once))
+
+    def test_an_extreme_sum_still_gives_a_finite_state(self, case: Case) -> None:
+        at = ready(case)
+        shapes = at.learner.shapes(at.state)
+        for value in (0.0, -1e6, 1e6):
+            total = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
+            after = at.learner.apply(at.state, total, 1.0)
+            assert all(np.isfinite(values).all() for values in after.values())
+            assert np.isfinite(at.learner.scores(after, PEOPLE)).all()
+
+    def test_what_is_released_has_no_server_memory_and_scores_like_the_whole(self, case: Case) -> None:
+        at = ready(case)
+        state = at.learner.apply(at.state, some_sum(at.learner, at.state, 5), 5.0)
+        released = at.learner.released(state)
+        assert not any(name.startswith("server/") for name in released)
+        is_fedavg = isinstance(at.learner, FedAvg)
+        assert any(name.startswith("server/") for name in state) == is_fedavg  # there was something to leave out
+        assert set(at.learner.shapes(state)) <= set(released) or not is_fedavg
+        np.testing.assert_array_equal(at.learner.scores(released, PEOPLE), at.learner.scores(state, PEOPLE))
+
+    def test_a_state_read_back_from_a_file_scores_and_trains_the_same(self, case: Case) -> None:
+        at = ready(case)
+        read = safetensors.numpy.load(safetensors.numpy.save(dict(at.learner.released(at.state))))
+        device = case.make()  # which has only the file and its own history
+        scores = at.learner.scores(at.state, PEOPLE)
+        np.testing.assert_array_equal(device.scores(read, PEOPLE), scores)
+        assert same(device.contribution(read, PEOPLE.history(0), stream(0)), at.contributions[0])
+        other = case.state(device, seed=1)
+        if not isinstance(device, Cooccurrence):
+            assert not np.array_equal(device.scores(other, PEOPLE), scores)
+
+    def test_scores_are_finite_and_equal_for_equal_histories(self, case: Case) -> None:
+        at = ready(case)
+        found = at.learner.scores(at.state, PEOPLE)
+        assert found.shape == (10, N_ITEMS)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+        again = at.learner.scores(at.state, Interactions.of([HISTORIES[4], [], HISTORIES[0], HISTORIES[4]], N_ITEMS))
+        np.testing.assert_array_equal(again[0], again[3])
+        np.testing.assert_allclose(again, found[[4, 1, 0, 4]], atol=1e-5)  # whoever else is asked about
+        assert np.abs(again[0] - again[2]).max() > 1e-4
+        assert np.abs(again[0] - again[1]).max() > 1e-4
+
+    def test_scoring_is_the_same_after_training(self, case: Case) -> None:
+        fresh = case.make()
+        state = case.state(fresh)
+        before = fresh.scores(state, PEOPLE)
+        fresh.contribution(state, PEOPLE.history(0), stream(0))
+        np.testing.assert_array_equal(fresh.scores(state, PEOPLE), before)
+
+    def test_it_is_built_from_its_name_and_plain_settings(self, case: Case) -> None:
+        at = ready(case)
+        assert isinstance(at.learner, FedAvg | Cooccurrence)
+        settings = json.loads(json.dumps(config.encode(at.learner.config)))
+        built = registry.build(at.learner.name, settings, CATALOGUE)
+        assert isinstance(built, FedAvg | Cooccurrence)
+        assert built.config == at.learner.config
+        assert same(built.contribution(at.state, PEOPLE.history(0), stream(0)), at.contributions[0])
+
+
+def test_what_other_threads_build_does_not_reach_a_contribution() -> None:
+    learner, stop = fedavg("gru"), threading.Event()
+    state = learner.init(Streams(0))
+    expected = [learner.contribution(state, PEOPLE.history(u), stream(u)) for u in range(10)]
+
+    def build_others() -> None:
+        while not stop.is_set():
+            fedavg("gru").init(Streams(1))
+
+    other = threading.Thread(target=build_others)
+    other.start()
+    try:
+        for _ in range(5):
+            for user in range(10):  # dropout draws from a stream that all of torch shares
+                assert same(learner.contribution(state, PEOPLE.history(user), stream(user)), expected[user])
+    finally:
+        stop.set()
+        other.join()
+    assert not same(learner.contribution(state, PEOPLE.history(0), stream(0, seed=1)), expected[0])
+
+
+class TestServerStep:
+    def step(self, step: ServerStep, totals: list[float], divisor: float) -> list[float]:
+        """The bias of item 0 after each of these sums at every coordinate, from 0."""
+        learner = FedAvg(CATALOGUE, FedAvgConfig(model=ModelConfig(name="mf", dim=4), server=step))
+        state, found = learner.init(Streams(0)), []
+        for total in totals:
+            same_everywhere = {n: np.full(s, total, np.float32) for n, s in learner.shapes(state).items()}
+            state = learner.apply(state, same_everywhere, divisor)
+            found.append(float(state["bias.weight"][0, 0]))
+        return found
+
+    def test_plain_adds_the_sum_over_the_divisor_with_a_decaying_step(self) -> None:
+        found = self.step(ServerStep(optimizer="sgd", lr=0.5, decay=1.0), [8.0, 8.0, -4.0], divisor=4.0)
+        np.testing.assert_allclose(found, [1.0, 1.5, 1.5 - 0.5 / 3], rtol=1e-6)
+
+    def test_adam_moves_as_its_source_says(self) -> None:
+        rule = ServerStep(lr=0.1, momentum=0.5, second=0.75, floor=0.01)
+        found = self.step(rule, [8.0, 8.0, -4.0], divisor=4.0)
+        first = second = at = 0.0
+        expected = []
+        for t, mean in enumerate((2.0, 2.0, -1.0), 1):
+            first, second = 0.5 * first + 0.5 * mean, 0.75 * second + 0.25 * mean**2
+            at += 0.1 * (first / (1 - 0.5**t)) / ((second / (1 - 0.75**t)) ** 0.5 + 0.01)
+            expected.append(at)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert not np.allclose(found, self.step(rule, [8.0, 8.0, 4.0], divisor=4.0))
+
+    @pytest.mark.parametrize("fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}])
+    def test_a_setting_out_of_range_is_refused(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(InvalidConfig, match="optimizer" if "optimizer" in fields else "lr"):
+            ServerStep(**fields)
+
+
+class TestRegistry:
+    @pytest.mark.parametrize(
+        ("name", "settings", "hint"),
+        [
+            ("fedavgg", {}, "fedavg"),
+            ("cooccurrence", {"haed": 5}, "head"),
+            ("cooccurrence", {"taste": {"deacy": 0.5}}, "decay"),
+            ("fedavg", {"model": {"name": "nuemf"}}, "neumf"),
+        ],
+    )
+    def test_a_wrong_name_or_key_is_refused_with_the_nearest(
+        self, name: str, settings: dict[str, Any], hint: str
+    ) -> None:
+        with pytest.raises(InvalidConfig, match=f"did you mean '{hint}'"):
+            registry.build(name, settings, CATALOGUE)
+
+    def test_what_is_left_out_takes_its_default(self) -> None:
+        built = registry.build("cooccurrence", {"taste": {"ridge": 0.5}}, CATALOGUE)
+        assert isinstance(built, Cooccurrence)
+        assert built.config.taste.ridge == 0.5
+        assert built.config.head == CooccurrenceConfig().head
+
+    def test_where_it_runs_is_no_part_of_its_settings(self) -> None:
+        built = registry.build("fedavg", {}, CATALOGUE, where="cpu")
+        assert isinstance(built, FedAvg)
+        assert built.config == FedAvgConfig()
+        assert registry.build("cooccurrence", {}, CATALOGUE, where="cpu").name == "cooccurrence"
+        with pytest.raises(InvalidConfig, match="where"):
+            registry.build("fedavg", {"where": "cpu"}, CATALOGUE)
