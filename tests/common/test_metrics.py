@@ -18,9 +18,9 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, nd
 
 from penchant.common import metrics
 from penchant.common.arrays import Float32, Float64
-from penchant.common.errors import InvalidConfig
+from penchant.common.errors import InvalidConfig, MalformedScores
 from penchant.common.interactions import Interactions
-from penchant.common.metrics import MalformedScores, Ranks, target_ranks
+from penchant.common.metrics import Ranks, target_ranks
 
 NOBODY: list[list[int]] = [[]]
 

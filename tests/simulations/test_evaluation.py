@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from penchant.common.arrays import Float32, Int64
-from penchant.common.errors import InvalidConfig
+from penchant.common.errors import InvalidConfig, MalformedScores
 from penchant.common.interactions import Interactions
-from penchant.common.metrics import MalformedScores
 from penchant.simulations.evaluation import (
     Scorer,
     confidence,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penchant.common.arrays import AnyFloat, Bool, Float64, Int32, Int64
-from penchant.common.errors import InvalidConfig
+from penchant.common.errors import InvalidConfig, MalformedScores
 from penchant.common.interactions import Interactions
 
 

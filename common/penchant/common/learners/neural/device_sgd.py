@@ -49,9 +49,9 @@ class DeviceSgd:
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         self._noise, self._local, self._n_items = noise, local, model.n_items
         self._private = model.private
-        self._module = GradSampleModuleFastGradientClipping(  # a copy, as its hooks would break scoring
-            copy.deepcopy(model), max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum"
-        )
+        wrap: Any = GradSampleModuleFastGradientClipping  # ships no types; its default of 1 is not one
+        own = copy.deepcopy(model)  # its hooks would break scoring
+        self._module = wrap(own, max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum")
 
     def train(self, weights: dict[str, Tensor], history: History, random: np.random.Generator) -> Arrays:
         """The trained minus the received shared weights, noise included.
@@ -113,6 +113,7 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
 
     def add_noise(self) -> None:
         stddev = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
+        params: list[Any] = self.params
+        for p in params:
             drawn = (stddev * self._noise.standard_normal(p.shape)).astype(np.float32)
             p.grad = p.summed_grad + torch.from_numpy(drawn).to(p.device)
