@@ -179,7 +179,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _configure_recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--user", required=True, help="a user of the run's data")
-    parser.add_argument("--row", default="co-occurrence", help="whose model recommends (default: co-occurrence)")
+    parser.add_argument("--row", help="whose model recommends (default: the run's last federated row)")
     parser.add_argument("-k", type=int, default=10, help="how many items")
     _configure_talk(parser)
 
@@ -193,14 +193,19 @@ def _recommend(args: argparse.Namespace) -> int:
 
     if args.k < 1:
         raise InvalidConfig(f"-k must be ≥ 1, not {args.k}")
-    found = recommend(RunFolder(args.folder), args.row, args.user, args.k)
+    folder = RunFolder(args.folder)
+    federated = [row["name"] for row in folder.read_results()["runs"] if row["kind"] == "federated"]
+    if args.row is None and not federated:
+        raise InvalidConfig(f"{args.folder} holds no federated row, so no model was released")
+    row = args.row or federated[-1]
+    found = recommend(folder, row, args.user, args.k)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0
     console = Console()
     recent = ", ".join(item["title"] for item in found["recent"])
     console.print(f"User {args.user} most recently chose: {recent or 'nothing yet'}", markup=False)
-    table = Table(title=f"Recommended by {args.row}", title_justify="left")
+    table = Table(title=f"Recommended by {row}", title_justify="left")
     for column in ("#", "Title", "Topics", "Score"):
         table.add_column(column, justify="right" if column in "#Score" else "left")
     for place, item in enumerate(found["items"], 1):

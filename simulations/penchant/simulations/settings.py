@@ -155,8 +155,7 @@ def rows(config: SimulationConfig) -> list[Row]:
         federated += [Row(names[u], "federated", "fedavg", model, u) for u in order if u in units]
     if config.learner in (None, "cooccurrence") and config.model is None and config.unit != "interaction":
         unit = config.unit or "user"
-        name = "co-occurrence" if unit == "user" else "co-occurrence (exact)"
-        federated.append(Row(name, "federated", "cooccurrence", "", unit))  # type: ignore[arg-type]  # one of the units
+        federated.append(Row("co-occurrence", "federated", "cooccurrence", "", unit))  # type: ignore[arg-type]  # one of the units
     if asked == (None, None, None) or asked == (None, None, "none"):
         return [*floors, *others, *federated]
     beside = [central] if config.model is not None and "none" in units else []

@@ -1,0 +1,246 @@
+"""A node answers for its own people, within their caps, and how people are dealt to nodes changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penchant.client.node import Node
+from penchant.common.arrays import Arrays, Float32
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig, MalformedContribution, PrivacyRefused
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners import registry
+from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, SumSpec
+from penchant.common.privacy.sums import Shapes
+from penchant.common.streams import Streams
+from penchant.common.wire import Order
+
+N_ITEMS = 12
+CATALOGUE = Catalogue(ids=tuple(f"i{i}" for i in range(N_ITEMS)))
+DEVICE = DeviceNoise(clip_norm=0.5, noise_multiplier=2.0, rate=0.1, steps=8, divisor=16.0)
+
+PLAN = PrivacyPlan(
+    unit="none",
+    n_users=6,
+    delta=1e-5,
+    sampling="none",
+    cohort=6,
+    sums=(SumSpec(name="noisy", rounds=5, clip_norm=1.5),),
+    max_participations=2,
+)
+PEOPLE = Interactions.of([[0, 3, 5], [1], [], [3, 3, 8, 9], [11, 0], [2, 4, 6, 8, 10]], N_ITEMS)
+
+
+class Noisy(Learner):
+    """A contribution that shows whose stream it was drawn from, some of it longer than the clip."""
+
+    name = "noisy"
+
+    def init(self, streams: Streams) -> State:
+        return {"w": np.zeros(N_ITEMS, np.float32)}
+
+    def shapes(self, state: State) -> Shapes:
+        return {"w": (N_ITEMS,), "count": ()}
+
+    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        w = random.standard_normal(N_ITEMS).astype(np.float32) + state["w"]
+        w[history.items] += 1
+        return {"w": w, "count": np.array(len(history), np.float32)}
+
+    def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
+        return {"w": noisy_sum["w"] / np.float32(divisor)}
+
+    def scores(self, state: State, histories: Interactions) -> Float32:
+        return np.tile(state["w"], (histories.n_users, 1))
+
+
+def order(*users: int, round: int = 1, plan: PrivacyPlan = PLAN, learner: str = "noisy", **settings: Any) -> Order:
+    return Order(round=round, attempt=0, plan=plan, learner=learner, settings=settings, users=users)
+
+
+def learners(name: str, settings: Mapping[str, Any]) -> Learner:
+    return Noisy(CATALOGUE) if name == "noisy" else registry.build(name, settings, CATALOGUE)
+
+
+def node(people: Interactions = PEOPLE, *, first_user: int = 0) -> Node:
+    return Node(people, learners, Streams(1), first_user=first_user)
+
+
+STATE: State = {"w": np.zeros(N_ITEMS, np.float32)}
+
+# ---------------------------------------------------------------------------------------------------------- sums
+
+
+def total(cuts: list[int], asked: Order, state: State) -> dict[str, np.ndarray]:
+    """What nodes that split the people at these places send together."""
+    edges = [0, *sorted(cuts), PEOPLE.n_users]
+    out: dict[str, np.ndarray] = {}
+    for first, end in zip(edges, edges[1:], strict=False):
+        here = node(PEOPLE.select(range(first, end)), first_user=first)
+        users = tuple(u - first for u in asked.users if first <= u < end)
+        for name, values in here.answer(replace(asked, users=users), state).items():
+            out[name] = out.get(name, 0) + values.astype(np.float64)
+    return out
+
+
+HEAD: State = {"popularity": np.ones(N_ITEMS, np.float32), "head": np.array([0, 3, 5, 8, 9, 10], np.int32)}
+MODEL = {"model": {"name": "mf", "dim": 3}}
+COUNTS: State = {"popularity": np.zeros(N_ITEMS, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("learner", "options", "state"),
+    [
+        ("noisy", {}, STATE),
+        ("cooccurrence", {"head": 6, "window": 2}, COUNTS),
+        ("cooccurrence", {"head": 6, "window": 2}, HEAD),
+    ],
+    ids=["noisy", "counts", "matrix"],
+)
+@settings(max_examples=40)
+@given(cuts=st.lists(st.integers(0, PEOPLE.n_users), max_size=5), users=st.sets(st.integers(0, 5)))
+def test_any_way_to_deal_people_to_nodes_gives_the_sum_of_single_users(
+    learner: str, options: dict[str, Any], state: State, cuts: list[int], users: set[int]
+) -> None:
+    asked = order(*sorted(users), learner=learner, **options)
+    single = total(list(range(1, PEOPLE.n_users)), asked, state)
+    dealt = total(cuts, asked, state)
+    assert dealt.keys() == single.keys()
+    for name, values in single.items():
+        np.testing.assert_allclose(dealt[name], values, atol=1e-5)
+
+
+def test_a_node_that_counts_somebody_twice_or_draws_from_another_stream_fails_that_comparison() -> None:
+    once, twice = total([3], order(0, 1), STATE), total([3], order(0, 1), STATE)
+    twice["w"] += node().answer(order(0), STATE)["w"]
+    assert np.abs(once["w"] - twice["w"]).max() > 1e-3
+    shifted = Node(PEOPLE, learners, Streams(1), first_user=7).answer(order(0, 1), STATE)
+    assert np.abs(once["w"] - shifted["w"]).max() > 1e-3
+
+
+def test_everybody_is_clipped_alone_before_they_are_added() -> None:
+    capped = replace(PLAN, sums=(SumSpec(name="noisy", rounds=5, clip_norm=0.01),))
+    for users in ((0,), (0, 1, 3, 4, 5)):
+        sent = node().answer(order(*users, plan=capped), STATE)
+        length = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in sent.values()))
+        assert length <= 0.01 * len(users) * (1 + 1e-5)
+        assert length > 0.001
+    free = replace(PLAN, sums=(SumSpec(name="noisy", rounds=5, clip_norm=math.inf),))
+    assert np.linalg.norm(node().answer(order(0, plan=free), STATE)["w"]) > 1
+
+
+def test_a_round_is_clipped_to_the_bound_of_its_own_sum() -> None:
+    sums = (SumSpec(name="noisy", rounds=1, clip_norm=0.01), SumSpec(name="noisy", rounds=4, clip_norm=0.5))
+    here, plan = node(), replace(PLAN, sums=sums)
+    assert np.linalg.norm(here.answer(order(0, round=1, plan=plan), STATE)["w"]) <= 0.0101
+    assert np.linalg.norm(here.answer(order(0, round=2, plan=plan), STATE)["w"]) > 0.1
+    with pytest.raises(InvalidConfig, match="rounds 1 to 5"):
+        here.answer(order(0, round=6, plan=plan), STATE)
+
+
+def test_nobody_drawn_is_an_ordinary_answer_of_zeros() -> None:
+    sent = node().answer(order(), STATE)
+    assert {name: values.shape for name, values in sent.items()} == {"w": (N_ITEMS,), "count": ()}
+    assert all((values == 0).all() for values in sent.values())
+
+
+def test_a_contribution_that_is_not_finite_never_leaves() -> None:
+    with pytest.raises(MalformedContribution):
+        node().answer(order(0), {"w": np.full(N_ITEMS, np.nan, np.float32)})
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("users", [(6,), (-1,), (0, 6), (0, 0), (1, 2, 1)])
+def test_a_user_hosted_elsewhere_or_named_twice_is_refused_and_nobody_is_counted(users: tuple[int, ...]) -> None:
+    here = node()
+    with pytest.raises(PrivacyRefused, match="twice or one that is not hosted"):
+        here.answer(order(*users), STATE)
+    assert here.participations.tolist() == [0] * 6
+    here.answer(order(5), STATE)
+    assert here.participations.tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_nobody_takes_part_past_their_cap_whichever_round_and_try_is_claimed() -> None:
+    here = node()
+    here.answer(order(0, 1), STATE)
+    here.answer(order(0, round=2), STATE)
+    for asked in (order(0, round=3), order(0), order(0, 1, round=3), replace(order(0), attempt=1)):
+        with pytest.raises(PrivacyRefused, match="cap"):
+            here.answer(asked, STATE)
+    assert here.participations.tolist() == [2, 1, 0, 0, 0, 0]
+    here.answer(order(1, round=3), STATE)
+
+
+def test_participations_kept_from_before_count() -> None:
+    kept = np.array([2, 1, 0, 0, 0, 0], np.int64)
+    here = Node(PEOPLE, learners, Streams(1), participations=kept)
+    with pytest.raises(PrivacyRefused, match="cap"):
+        here.answer(order(0), STATE)
+    here.answer(order(1), STATE)
+    assert kept.tolist() == [2, 2, 0, 0, 0, 0]  # in place: whoever keeps them sees it
+
+
+def test_a_plan_that_promises_noise_the_learner_does_not_add_is_refused() -> None:
+    here = node()
+    promised = replace(PLAN, unit="interaction", device=DEVICE)
+    with pytest.raises(PrivacyRefused, match="noise on the device"):
+        here.answer(order(0, plan=promised), STATE)
+    assert here.participations.tolist() == [0] * 6
+
+
+def test_noise_on_the_device_must_be_that_of_the_plan_to_the_digit() -> None:
+    promised = replace(PLAN, unit="interaction", device=DEVICE)
+    same = {**MODEL, "device": json.loads(json.dumps(vars(DEVICE)))}
+    less = {**MODEL, "device": {**same["device"], "noise_multiplier": 1.9}}
+    state = learners("fedavg", same).init(Streams(0))
+    assert set(node().answer(order(0, plan=promised, learner="fedavg", **same), state)) <= set(state)
+    for wrong in (less, MODEL):
+        with pytest.raises(PrivacyRefused, match="noise on the device"):
+            node().answer(order(0, plan=promised, learner="fedavg", **wrong), state)
+    with pytest.raises(PrivacyRefused, match="noise on the device"):  # noise that no plan accounts for
+        node().answer(order(0, learner="fedavg", **same), state)
+
+
+# ---------------------------------------------------------------------------------------------------------- noise
+
+
+def test_an_order_sent_again_meets_other_randomness_whatever_it_claims() -> None:
+    here, plan = node(), replace(PLAN, max_participations=5)
+    first = here.answer(order(0, plan=plan), STATE)["w"]
+    again = here.answer(order(0, plan=plan), STATE)["w"]
+    assert np.abs(first - again).max() > 1e-3  # equal noise on another state would be subtracted
+    same = node().answer(order(0, plan=plan), STATE)["w"]
+    np.testing.assert_array_equal(first, same)
+
+
+@pytest.mark.parametrize("change", [{"round": 2}, {"attempt": 1}, {"users": (1,)}])
+def test_another_round_try_or_person_draws_from_another_stream(change: dict[str, Any]) -> None:
+    empty = Interactions.of([[], []], N_ITEMS)
+    first, other = (node(empty).answer(asked, STATE)["w"] for asked in (order(0), replace(order(0), **change)))
+    assert abs(np.corrcoef(first, other)[0, 1]) < 0.999
+    np.testing.assert_array_equal(first, node(empty).answer(order(0), STATE)["w"])
+
+
+def test_a_learner_is_built_once_for_its_settings_and_anew_for_others() -> None:
+    built: list[str] = []
+
+    def count(name: str, settings: Mapping[str, Any]) -> Learner:
+        built.append(f"{name} {dict(settings)}")
+        return Noisy(CATALOGUE)
+
+    here = Node(PEOPLE, count, Streams(0))
+    for n, option in enumerate((1, 1, 2, 1)):
+        here.answer(order(n, option=option), STATE)
+    assert built == ["noisy {'option': 1}", "noisy {'option': 2}", "noisy {'option': 1}"]

@@ -1,0 +1,415 @@
+"""The round loop: charged before released, whatever arrives, and nothing that arrives changes noise or divisor.
+
+Each user owns one coordinate of the sum, so a 2 is a double count and a 0 somebody who was left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penchant.client.node import Node
+from penchant.common.arrays import Arrays, Float32
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import BudgetExhausted, InvalidConfig
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy import gaussian
+from penchant.common.privacy.events import Gaussian, PoissonGaussian
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, SumSpec
+from penchant.common.privacy.sums import Shapes
+from penchant.common.streams import Streams
+from penchant.common.wire import Order, Reply
+from penchant.server.rounds import Progress, RoundRecord, Rounds
+
+N = 6
+ROSTER = (3, 1, 2)
+SPEC = SumSpec(name="seen", rounds=4, clip_norm=1.0, noise_multiplier=2.0)
+PLAN = PrivacyPlan(unit="user", n_users=N, delta=1e-5, sampling="none", cohort=N, sums=(SPEC,), max_participations=4)
+EXACT = replace(PLAN, unit="none", sums=(replace(SPEC, noise_multiplier=0.0),))
+
+
+class Presence(Learner):
+    """Says that somebody was there: 1 at the one item that each person has."""
+
+    name = "presence"
+
+    def init(self, streams: Streams) -> State:
+        return {"seen": np.zeros(N, np.float32), "server/rounds": np.zeros((), np.int64)}
+
+    def shapes(self, state: State) -> Shapes:
+        return {"seen": (N,)}
+
+    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        return {"seen": np.bincount(history.items, minlength=N).astype(np.float32)}
+
+    def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
+        self.divisor = divisor
+        return {"seen": noisy_sum["seen"], "server/rounds": state["server/rounds"] + 1}
+
+    def scores(self, state: State, histories: Interactions) -> Float32:
+        return np.tile(state["seen"], (histories.n_users, 1))
+
+
+LEARNER = Presence(Catalogue(ids=tuple("abcdef")))
+PEOPLE = Interactions.of([[u] for u in range(N)], N)
+
+
+def rounds(
+    plan: PrivacyPlan = PLAN, *, ledger: Ledger | None = None, seed: int = 0, progress: Progress | None = None
+) -> Rounds:
+    return Rounds(
+        learner=LEARNER,
+        settings={},
+        plan=plan,
+        roster=ROSTER,
+        ledger=ledger or Ledger("default", delta=1e-5),
+        streams=Streams(seed),
+        progress=progress,
+    )
+
+
+def answer(shard: int, order: Order) -> Reply:
+    """What an honest node sends."""
+    first = sum(ROSTER[:shard])
+    own = PEOPLE.select(range(first, first + ROSTER[shard]))
+    arrays = Node(own, lambda *_: LEARNER, Streams(0)).answer(order, {})
+    return Reply(node=shard, round=order.round, arrays=arrays)
+
+
+def play(run: Rounds, change: Callable[[list[Reply]], list[Reply]] = list) -> RoundRecord:
+    """One round in which every node answers, its replies changed on the way."""
+    return run.close(change([answer(shard, order) for shard, order in run.open().items()]))
+
+
+def seen(run: Rounds) -> np.ndarray:
+    return np.asarray(run.state["seen"])
+
+
+# --------------------------------------------------------------------------------------------------------- honest
+
+
+def test_each_drawn_user_is_counted_once_and_nobody_else() -> None:
+    run = rounds(replace(EXACT, cohort=4))
+    orders = run.open()
+    drawn = [sum(ROSTER[:shard]) + u for shard, order in orders.items() for u in order.users]
+    assert len(drawn) == 4
+    run.close([answer(shard, order) for shard, order in orders.items()])
+    np.testing.assert_array_equal(seen(run), np.bincount(drawn, minlength=N))
+    np.testing.assert_array_equal(run.progress.participations, np.bincount(drawn, minlength=N))
+
+
+def test_only_nodes_that_host_a_drawn_user_are_asked_and_for_their_own_only() -> None:
+    run = rounds(replace(EXACT, cohort=1))
+    hosts = set()
+    for _ in range(4):
+        ((shard, order),) = run.open().items()
+        assert len(order.users) == 1
+        assert 0 <= order.users[0] < ROSTER[shard]
+        run.close([answer(shard, order)])
+        hosts.add(shard)
+    assert len(hosts) > 1
+
+
+def test_a_run_ends_with_the_plan() -> None:
+    for plan in (PLAN, EXACT):
+        run = rounds(plan)
+        for left in (4, 3, 2, 1):
+            assert run.left == left
+            play(run)
+        assert run.left == 0
+        assert [record.round for record in run.progress.records] == [1, 2, 3, 4]
+        with pytest.raises(InvalidConfig, match="no round 5"):
+            run.open()
+
+
+def test_a_round_must_be_open_to_be_closed_and_is_closed_once() -> None:
+    run = rounds()
+    with pytest.raises(InvalidConfig, match="open"):
+        run.close([])
+    play(run)
+    with pytest.raises(InvalidConfig, match="open"):
+        run.close([])
+    assert len(run.ledger.entries) == 1
+
+
+def test_a_record_tells_the_operator_what_happened() -> None:
+    run = rounds()
+    record = play(run, lambda replies: replies[1:])
+    assert (record.round, record.attempt, record.sum, record.drawn, record.nodes) == (1, 0, "seen", 6, 3)
+    assert (record.answered, record.refused) == (2, {})
+    assert (record.bytes_down, record.bytes_up) == (6 * 4 * N, 6 * 4 * N)  # the server's own part is not sent
+    assert record.seconds > 0
+
+
+# -------------------------------------------------------------------------------------------------------- hostile
+
+
+def first_as(**changes: Any) -> Callable[[list[Reply]], list[Reply]]:
+    return lambda replies: [replace(replies[0], **changes), *replies[1:]]
+
+
+def vector(*values: float, kind: Any = np.float32) -> dict[str, np.ndarray]:
+    return {"seen": np.array(values, kind)}
+
+
+LEFT_OUT = [
+    ("malformed", first_as(arrays={})),
+    ("malformed", first_as(arrays={"other": np.zeros(N, np.float32)})),
+    ("malformed", first_as(arrays={**vector(*[0] * N), "extra": np.zeros(1, np.float32)})),
+    ("malformed", first_as(arrays=vector(1, 1, 1))),
+    ("malformed", first_as(arrays=vector(*[1] * N, kind=np.int64))),
+    ("malformed", first_as(arrays=vector(1, 1, 1, math.nan, 0, 0))),
+    ("malformed", first_as(arrays=vector(1, 1, 1, math.inf, 0, 0))),
+    ("malformed", first_as(arrays=vector(1e200, 0, 0, 0, 0, 0, kind=np.float64))),
+    ("error", first_as(arrays=None, failure="error")),
+    ("wrong round", first_as(round=2)),
+    ("wrong round", first_as(round=0)),
+    ("not asked", first_as(node=-1)),
+    ("not asked", first_as(node=99)),
+]
+
+
+@pytest.mark.parametrize(("reason", "change"), LEFT_OUT)
+def test_a_bad_reply_is_counted_by_reason_and_changes_neither_noise_nor_divisor(
+    reason: str, change: Callable[[list[Reply]], list[Reply]]
+) -> None:
+    without, with_bad = rounds(), rounds()
+    play(without, lambda replies: replies[1:])
+    record = play(with_bad, change)
+    np.testing.assert_array_equal(seen(with_bad), seen(without))  # the same stream of noise, the same others
+    assert dict(record.refused) == {reason: 1}
+    assert record.answered == 2
+    assert LEARNER.divisor == N
+    assert with_bad.ledger.entries == without.ledger.entries
+    full = rounds()
+    play(full)
+    assert np.abs(seen(full) - seen(without)).max() > 0.9  # the comparison sees one node more or less
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_second_reply_of_one_node_is_a_duplicate_and_counts_for_nothing(first: int) -> None:
+    once, twice = rounds(), rounds()
+    play(once)
+    record = play(twice, lambda replies: [*replies, replies[first], replies[first]])
+    np.testing.assert_array_equal(seen(twice), seen(once))
+    assert dict(record.refused) == {"duplicate": 2}
+
+
+def test_a_good_reply_after_a_malformed_one_of_the_same_node_still_counts() -> None:
+    good, mended = rounds(), rounds()
+    play(good)
+    record = play(mended, lambda replies: [replace(replies[0], arrays={}), *replies])
+    np.testing.assert_array_equal(seen(mended), seen(good))
+    assert dict(record.refused) == {"malformed": 1}
+
+
+def test_a_node_that_was_not_asked_this_round_is_left_out() -> None:
+    run = rounds(replace(EXACT, cohort=1))
+    ((shard, order),) = run.open().items()
+    other = (shard + 1) % 3
+    record = run.close([Reply(node=other, round=1, arrays=vector(*[1] * N)), answer(shard, order)])
+    assert dict(record.refused) == {"not asked": 1}
+    assert seen(run).sum() == 1
+
+
+def test_a_node_says_no_more_than_its_enrolled_users_could() -> None:
+    loud, honest = rounds(), rounds()
+    play(honest)
+    play(loud, lambda replies: [replies[0], replace(replies[1], arrays=vector(*[50] * N)), replies[2]])
+    moved = np.linalg.norm(seen(loud).astype(np.float64) - seen(honest))
+    assert 0.1 < moved <= 2 * (1 + 1e-5)  # one user, replaced; without the second clip it would move by over 100
+
+
+replies = st.lists(
+    st.tuples(st.integers(-1, 3), st.integers(0, 2), st.sampled_from(["good", "shape", "nan", "error", "large"])),
+    max_size=12,
+)
+
+
+@settings(max_examples=60)
+@given(sent=replies)
+def test_no_list_of_replies_moves_the_release_further_than_the_users_of_its_nodes(sent: list[Any]) -> None:
+    contents: dict[str, Any] = {
+        "good": vector(*[0.1] * N),
+        "shape": vector(1.0),
+        "nan": vector(*[math.nan] * N),
+        "error": None,
+        "large": vector(*[1e30] * N),
+    }
+    silent, run = rounds(), rounds()
+    silent.open(), run.open()
+    silent.close([])
+    record = run.close(Reply(node=n, round=r, arrays=contents[what]) for n, r, what in sent)
+    accepted = {n for n, r, what in sent if r == 1 and 0 <= n < 3 and what in ("good", "large")}
+    assert record.answered == len(accepted)
+    assert record.answered + sum(record.refused.values()) == len(sent)
+    moved = np.linalg.norm(seen(run).astype(np.float64) - seen(silent))
+    assert moved <= sum(ROSTER[n] for n in accepted) * (1 + 1e-5)
+    assert (moved > 0.1) == bool(accepted)
+    assert run.ledger.entries == silent.ledger.entries
+
+
+# -------------------------------------------------------------------------------------------------------- charges
+
+
+def test_a_round_that_nobody_answers_releases_noise_and_is_charged() -> None:
+    run = rounds()
+    record = play(run, lambda replies: [])
+    assert record.answered == 0
+    assert np.abs(seen(run)).min() > 0
+    assert run.ledger.events == (Gaussian(noise_multiplier=2.0),)
+    assert run.left == 3
+
+
+def test_an_empty_cohort_is_an_ordinary_round() -> None:
+    plan = replace(PLAN, sampling="poisson", cohort=1)
+    for seed in range(50):
+        run = rounds(plan, seed=seed)
+        if not (orders := run.open()):
+            break
+    assert orders == {}
+    record = run.close([])
+    assert (record.drawn, record.nodes) == (0, 0)
+    assert np.abs(seen(run)).min() > 0
+    assert run.ledger.events == (PoissonGaussian(noise_multiplier=2.0, rate=1 / 6),)
+
+
+def test_noise_differs_from_round_to_round() -> None:
+    run = rounds()
+    released = []
+    for _ in range(4):
+        play(run, lambda replies: [])
+        released.append(seen(run))
+    assert len({values.tobytes() for values in released}) == 4
+
+
+def test_a_round_run_again_is_charged_again_with_fresh_coins_and_fresh_noise() -> None:
+    ledger = Ledger("default", delta=1e-5)
+    plan = replace(PLAN, cohort=3)
+    first, again = rounds(plan, ledger=ledger), rounds(plan, ledger=ledger)  # as after a crash before the checkpoint
+    drawn = [order.users for order in first.open().values()]
+    first.close([])
+    orders = again.open()
+    assert {order.attempt for order in orders.values()} == {1}
+    record = again.close([])
+    assert record.attempt == 1
+    assert [(e.round, e.attempt) for e in ledger.entries] == [(1, 0), (1, 1)]
+    assert ledger.spent().epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(2) / 2, 1e-5), rel=1e-9)
+    assert np.abs(seen(first) - seen(again)).min() > 1e-3  # equal noise would subtract to the difference of the sums
+    same = rounds(plan)
+    assert [order.users for order in same.open().values()] == drawn  # both follow from seed, round and try alone
+    same.close([])
+    np.testing.assert_array_equal(seen(same), seen(first))
+
+
+def test_a_spent_budget_stops_the_round_before_anybody_is_asked() -> None:
+    budget = gaussian.epsilon_of(math.sqrt(2) / 2, 1e-5)  # two rounds at σ = 2
+    run = rounds(ledger=Ledger("default", delta=1e-5, budget=budget))
+    play(run)
+    play(run)
+    before = run.progress
+    with pytest.raises(BudgetExhausted):
+        run.open()
+    assert run.progress is before
+    assert len(run.ledger.entries) == 2
+    with pytest.raises(InvalidConfig, match="open"):  # nor can replies that come anyway be released
+        run.close([])
+
+
+def test_a_budget_spent_by_another_release_meanwhile_stops_this_one() -> None:
+    budget = gaussian.epsilon_of(1 / 2, 1e-5)  # one round
+    run = rounds(ledger=Ledger("default", delta=1e-5, budget=budget))
+    run.open()
+    run.ledger.charge(1, Gaussian(noise_multiplier=2.0))
+    with pytest.raises(BudgetExhausted):
+        run.close([])
+    assert run.progress.done == 0
+    assert not seen(run).any()
+
+
+def test_where_nothing_is_promised_nothing_is_charged_and_the_sum_is_exact() -> None:
+    run = rounds(EXACT)
+    play(run)
+    assert run.ledger.entries == ()
+    np.testing.assert_array_equal(seen(run), np.ones(N))
+
+
+# ----------------------------------------------------------------------------------------------------------- caps
+
+
+@pytest.mark.parametrize("cap", [1, 2, 4])
+def test_nobody_is_drawn_more_often_than_the_cap_and_the_cohort_shrinks_instead(cap: int) -> None:
+    run = rounds(replace(EXACT, cohort=4, max_participations=cap))
+    for _ in range(4):
+        play(run)
+    assert run.progress.participations.max() == cap
+    assert sum(record.drawn for record in run.progress.records) == run.progress.participations.sum()
+    if cap == 1:
+        assert [record.drawn for record in run.progress.records] == [4, 2, 0, 0]
+
+
+def test_an_opened_round_that_is_never_closed_leaves_no_trace() -> None:
+    run = rounds(replace(EXACT, cohort=2, max_participations=1))
+    run.open()
+    assert run.progress.participations.sum() == 0
+    play(run)
+    assert run.progress.participations.sum() == 2
+
+
+# --------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_stopped_after_a_round_goes_on_as_if_it_never_stopped(stop: int) -> None:
+    plan = replace(PLAN, cohort=3, max_participations=2)
+    whole = rounds(plan)
+    for _ in range(4):
+        play(whole)
+    part = rounds(plan)
+    for _ in range(stop):
+        play(part)
+    ledger = Ledger("default", delta=1e-5)
+    ledger.load(json.loads(json.dumps(part.ledger.to_records())))
+    rest = rounds(plan, ledger=ledger, progress=part.progress)
+    while rest.left:
+        play(rest)
+    np.testing.assert_array_equal(seen(rest), seen(whole))
+    assert rest.ledger.entries == whole.ledger.entries
+    assert [r.round for r in rest.progress.records] == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------------------- mismatch
+
+
+@pytest.mark.parametrize("roster", [(3, 1), (3, 1, 3), ()])
+def test_a_roster_of_other_people_than_the_plans_is_refused(roster: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidConfig, match="roster"):
+        Rounds(
+            learner=LEARNER,
+            settings={},
+            plan=PLAN,
+            roster=roster,
+            ledger=Ledger("default", delta=1e-5),
+            streams=Streams(0),
+        )
+
+
+def test_a_ledger_of_another_population_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="population"):
+        rounds(ledger=Ledger("others", delta=1e-5))
+
+
+def test_a_plan_that_promises_noise_on_the_device_needs_a_learner_that_adds_it() -> None:
+    device = DeviceNoise(clip_norm=0.5, noise_multiplier=2.0, rate=0.1, steps=8, divisor=16.0)
+    with pytest.raises(InvalidConfig, match="noise on the device"):
+        rounds(replace(EXACT, unit="interaction", device=device))
