@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penchant.client.node import Node
+from penchant.common import config
 from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, MalformedContribution, PrivacyRefused
@@ -85,7 +86,7 @@ def total(cuts: list[int], asked: Order, state: State) -> dict[str, np.ndarray]:
     """What nodes that split the people at these places send together."""
     edges = [0, *sorted(cuts), PEOPLE.n_users]
     out: dict[str, np.ndarray] = {}
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in itertools.pairwise(edges):
         here = node(PEOPLE.select(range(first, end)), first_user=first)
         users = tuple(u - first for u in asked.users if first <= u < end)
         for name, values in here.answer(replace(asked, users=users), state).items():
@@ -94,7 +95,7 @@ def total(cuts: list[int], asked: Order, state: State) -> dict[str, np.ndarray]:
 
 
 HEAD: State = {"popularity": np.ones(N_ITEMS, np.float32), "head": np.array([0, 3, 5, 8, 9, 10], np.int32)}
-MODEL = {"model": {"name": "mf", "dim": 3}}
+MODEL: dict[str, Any] = {"model": {"name": "mf", "dim": 3}}
 COUNTS: State = {"popularity": np.zeros(N_ITEMS, np.float32)}
 
 
@@ -202,8 +203,8 @@ def test_a_plan_that_promises_noise_the_learner_does_not_add_is_refused() -> Non
 
 def test_noise_on_the_device_must_be_that_of_the_plan_to_the_digit() -> None:
     promised = replace(PLAN, unit="interaction", device=DEVICE)
-    same = {**MODEL, "device": json.loads(json.dumps(vars(DEVICE)))}
-    less = {**MODEL, "device": {**same["device"], "noise_multiplier": 1.9}}
+    same: dict[str, Any] = {**MODEL, "device": config.encode(DEVICE)}
+    less: dict[str, Any] = {**MODEL, "device": config.encode(replace(DEVICE, noise_multiplier=1.9))}
     state = learners("fedavg", same).init(Streams(0))
     assert set(node().answer(order(0, plan=promised, learner="fedavg", **same), state)) <= set(state)
     for wrong in (less, MODEL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ def test_sampled_gaussians_cost_more_with_less_noise_a_higher_rate_or_more_round
     by_count = [cost(3.0, 0.05, k) for k in (1, 5, 20, 400)]
     for costs in (by_noise, by_rate, by_count):
         assert all(math.isfinite(c) and c >= 0 for c in costs)
-        assert all(a < b for a, b in zip(costs, costs[1:], strict=False))
+        assert all(a < b for a, b in itertools.pairwise(costs))
 
 
 def test_a_rate_of_one_is_no_amplification_and_no_accountant_takes_it_for_some() -> None:

@@ -279,7 +279,8 @@ class TestEveryLearner:
         assert not any(name.startswith("server/") for name in released)
         is_fedavg = isinstance(at.learner, FedAvg)
         assert any(name.startswith("server/") for name in state) == is_fedavg  # there was something to leave out
-        assert set(at.learner.shapes(state)) <= set(released) or not is_fedavg
+        if is_fedavg:
+            assert released.keys() == at.learner.init(Streams(0)).keys()
         np.testing.assert_array_equal(at.learner.scores(released, PEOPLE), at.learner.scores(state, PEOPLE))
 
     def test_a_state_read_back_from_a_file_scores_and_trains_the_same(self, case: Case) -> None:

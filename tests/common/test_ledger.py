@@ -31,7 +31,7 @@ def test_a_release_needs_the_charge_that_only_the_ledger_makes() -> None:
     total = PrivateSum({"a": (2,)}, clip_norm=1.0, noise_multiplier=10.0)
     with pytest.raises(InvalidConfig, match="receipt"):
         total.release(np.random.default_rng(0), None)
-    assert ledger.entries == ()
+    assert not ledger.entries
     total.release(np.random.default_rng(0), ledger.charge(1, ROUND))
     assert ledger.entries == (Entry(1, 0, ROUND),)
 

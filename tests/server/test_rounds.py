@@ -247,7 +247,8 @@ def test_no_list_of_replies_moves_the_release_further_than_the_users_of_its_node
         "large": vector(*[1e30] * N),
     }
     silent, run = rounds(), rounds()
-    silent.open(), run.open()
+    for each in (silent, run):
+        each.open()
     silent.close([])
     record = run.close(Reply(node=n, round=r, arrays=contents[what]) for n, r, what in sent)
     accepted = {n for n, r, what in sent if r == 1 and 0 <= n < 3 and what in ("good", "large")}
@@ -273,11 +274,7 @@ def test_a_round_that_nobody_answers_releases_noise_and_is_charged() -> None:
 
 def test_an_empty_cohort_is_an_ordinary_round() -> None:
     plan = replace(PLAN, sampling="poisson", cohort=1)
-    for seed in range(50):
-        run = rounds(plan, seed=seed)
-        if not (orders := run.open()):
-            break
-    assert orders == {}
+    run = next(run for seed in range(50) if not (run := rounds(plan, seed=seed)).open())
     record = run.close([])
     assert (record.drawn, record.nodes) == (0, 0)
     assert np.abs(seen(run)).min() > 0

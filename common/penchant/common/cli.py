@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig, MalformedData, MissingExtra, PenchantError, PrivacyRefused
 
 GROUP = "penchant.commands"
@@ -44,12 +45,16 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line that says how to mend it."""
 
     def error(self, message: str) -> NoReturn:
-        words = message.split()
         if message.startswith("unrecognized arguments:"):
-            unknown = words[2].split("=")[0]
+            unknown = message.split()[2].split("=")[0]
             known = [o for action in self._actions for o in action.option_strings]
             close = difflib.get_close_matches(unknown, known, n=1)
-            message = f"unknown option {unknown}" + (f"; did you mean {close[0]}?" if close else "")
+            message = f"unknown {'option' if unknown.startswith('-') else 'argument'} {unknown}"
+            message += f"; did you mean {close[0]}?" if close else ""
+        if message.startswith("argument COMMAND: invalid choice:"):
+            unknown = message.split("'")[1]
+            known = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
+            message = f"unknown command {unknown!r}{did_you_mean(unknown, known)}"
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 

@@ -52,8 +52,10 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     >>> did_you_mean("popularty", ["popularity", "ease"])
     "; did you mean 'popularity'?"
     """
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(sorted(known))}"
+    names = sorted(known)
+    if close := difflib.get_close_matches(word, names, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; choose from {', '.join(names[:30])}{', …' if len(names) > 30 else ''}"
 
 
 def _plain(value: Any) -> Any:

@@ -50,4 +50,4 @@ class Streams:
 
     def child(self, name: str, *numbers: int) -> Streams:
         """Streams under a root of their own, for a part that should not know its siblings' names."""
-        return Streams(self.seed(name, *numbers))
+        return Streams(int.from_bytes(self.get(name, *numbers).bytes(32), "little"))

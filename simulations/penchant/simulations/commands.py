@@ -66,7 +66,7 @@ def _configure_simulate(parser: argparse.ArgumentParser) -> None:
 def _configure_talk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="results on stdout as JSON; talk stays on stderr")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no table")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="tell of each round; twice: of Flower too")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="tell of each round")
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -80,7 +80,7 @@ def _simulate(args: argparse.Namespace) -> int:
     folder, settings = _what_to_run(args)
     talk = Console(stderr=True, quiet=args.quiet)
     try:
-        with progress(talk) as watch:
+        with progress(talk, rounds=args.verbose > 0) as watch:
             results = simulate(settings, folder, watch)
     except KeyboardInterrupt:
         if folder.path.exists():
@@ -164,14 +164,15 @@ def _compare(args: argparse.Namespace) -> int:
 
     from penchant.simulations.compare import differences
     from penchant.simulations.runs import RunFolder
-    from penchant.simulations.tables import compare_table
+    from penchant.simulations.tables import compare_table, differing
 
     first, second = RunFolder(args.a), RunFolder(args.b)
     a, b = first.read_results(), second.read_results()
     found = differences(first, second, a, b)
     if args.json:
-        print(json.dumps({"a": str(args.a), "b": str(args.b), "metric": "ndcg@10", "differences": found}))
-    else:
+        record = {"a": str(args.a), "b": str(args.b), "metric": "ndcg@10", "differing": differing(a, b)}
+        print(json.dumps({**record, "differences": found}, ensure_ascii=False))
+    elif not args.quiet:
         Console().print(compare_table(a, b, differences=found, names=(args.a.name, args.b.name)))
     return 0
 
@@ -201,6 +202,7 @@ def _recommend(args: argparse.Namespace) -> int:
     found = recommend(folder, row, args.user, args.k)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
+    if args.json or args.quiet:
         return 0
     console = Console()
     recent = ", ".join(item["title"] for item in found["recent"])

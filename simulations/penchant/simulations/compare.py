@@ -10,6 +10,7 @@ import numpy as np
 
 from penchant.simulations.evaluation import paired_difference
 from penchant.simulations.runs import RunFolder
+from penchant.simulations.tables import differing
 
 METRIC = "ndcg@10"
 
@@ -21,7 +22,7 @@ def differences(
 
     Empty where the runs do not score the same people on the same data and split.
     """
-    if a["data"]["name"] != b["data"]["name"] or a["split"]["name"] != b["split"]["name"]:
+    if differing(a, b):
         return {}
     out = {}
     for name in [row["name"] for row in a["runs"] if row["name"] in {r["name"] for r in b["runs"]}]:

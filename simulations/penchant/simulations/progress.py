@@ -13,8 +13,8 @@ from penchant.simulations.simulate import Watch
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Watch]:
-    """A `Watch` that draws on this console; each finished row stays as a line."""
+def progress(console: Console, *, rounds: bool = False) -> Iterator[Watch]:
+    """A `Watch` that draws on this console; each finished row stays as a line, and with `rounds` each round too."""
     bars = Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=24),
@@ -23,6 +23,7 @@ def progress(console: Console) -> Iterator[Watch]:
         TextColumn("{task.fields[words]}", style="dim"),
         console=console,
         transient=True,
+        disable=not console.is_interactive,  # else it ends with an empty line
     )
     with bars:
         at_work = bars.add_task("reading data", total=None, words="")
@@ -32,6 +33,8 @@ def progress(console: Console) -> Iterator[Watch]:
 
         def step(words: str) -> None:
             bars.update(at_work, advance=1, words=words)
+            if rounds and words:
+                console.print(f"  {bars.tasks[0].description} {bars.tasks[0].completed:.0f}: {words}", highlight=False)
 
         def end(row: Mapping[str, Any]) -> None:
             found = f"NDCG@10 {row['metrics']['ndcg@10']:6.2%}"

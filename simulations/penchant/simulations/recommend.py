@@ -23,7 +23,7 @@ def recommend(folder: RunFolder, row: str, user: str, k: int) -> dict[str, Any]:
     data = load_data(folder.read_config())
     people = {name: place for place, name in enumerate(data.interactions.users)}
     if user not in people:
-        raise InvalidConfig(f"no user {user!r} in {data.name}{did_you_mean(user, list(people)[:10])}")
+        raise InvalidConfig(f"no user {user!r} in {data.name}{did_you_mean(user, people)}")
     history = data.interactions.select([people[user]])
     learner = learner_of(manifest, data.catalogue)
     scores = learner.scores(state, history)

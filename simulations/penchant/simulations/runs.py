@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tomllib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from penchant.common import config
@@ -67,14 +70,26 @@ class RunFolder:
         self._write(f"rows/{name}.json", _json(row))
 
     def read_row(self, name: str) -> dict[str, Any] | None:
-        """A finished row; None where it is not finished."""
+        """A finished row; None where it is not finished.
+
+        Raises:
+            MalformedData: its file is damaged.
+        """
         path = self.path / "rows" / f"{file_name(name)}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return self._read_json(path) if path.exists() else None
 
     def per_user(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        """The figures of each person of a finished row: "users", and float64[m] for each metric."""
-        with np.load(self.path / "rows" / f"{file_name(name)}.npz") as columns:
-            return {key: columns[key] for key in columns.files}
+        """The figures of each person of a finished row: "users", and float64[m] for each metric.
+
+        Raises:
+            MalformedData: its file is absent or damaged.
+        """
+        path = self.path / "rows" / f"{file_name(name)}.npz"
+        try:
+            with np.load(path) as columns:
+                return {key: columns[key] for key in columns.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            raise self._damaged(path.with_suffix(".json")) from None
 
     # the row at work
 
@@ -94,15 +109,23 @@ class RunFolder:
         self._write(f"partial/{file_name(row)}.safetensors", save(arrays, metadata))
 
     def read_partial(self, row: str) -> tuple[Progress, list[dict[str, Any]], list[dict[str, Any]]] | None:
-        """The checkpoint of an interrupted row, its charges and its curve; None where there is none."""
+        """The checkpoint of an interrupted row, its charges and its curve; None where there is none.
+
+        Raises:
+            MalformedData: its file is damaged.
+        """
         path = self.path / "partial" / f"{file_name(row)}.safetensors"
         if not path.exists():
             return None
-        arrays = load_file(path)
-        record = json.loads(_metadata(path)["progress"])
-        state = {name.removeprefix("state/"): v for name, v in arrays.items() if name.startswith("state/")}
-        records = [RoundRecord(**r) for r in record["records"]]
-        return Progress(state, arrays["participations"], record["done"], records), record["charges"], record["curve"]
+        try:
+            arrays = load_file(path)
+            record = json.loads(_metadata(path)["progress"])
+            state = {name.removeprefix("state/"): v for name, v in arrays.items() if name.startswith("state/")}
+            records = [RoundRecord(**r) for r in record["records"]]
+            progress = Progress(state, arrays["participations"], record["done"], records)
+            return progress, record["charges"], record["curve"]
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise self._damaged(path) from None
 
     def drop_partial(self, row: str) -> None:
         (self.path / "partial" / f"{file_name(row)}.safetensors").unlink(missing_ok=True)
@@ -123,13 +146,17 @@ class RunFolder:
 
         Raises:
             InvalidConfig: the run has no such model; the message names those it has.
+            MalformedData: a file of it is damaged.
         """
         folder = self.path / "models"
         path = folder / f"{file_name(row)}.json"
         if not path.exists():
-            known = sorted(json.loads(p.read_text(encoding="utf-8"))["name"] for p in folder.glob("*.json"))
+            known = sorted(self._read_json(p)["name"] for p in folder.glob("*.json"))
             raise InvalidConfig(f"no model {row!r} in {self.path}{config.did_you_mean(row, known)}")
-        return load_file(path.with_suffix(".safetensors")), json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return load_file(path.with_suffix(".safetensors")), self._read_json(path)
+        except (OSError, SafetensorError):
+            raise MalformedData(f"{path.with_suffix('.safetensors')} is damaged or absent: run it again") from None
 
     def write_results(self, results: Mapping[str, Any], report: str) -> None:
         self._write("report.html", report.encode())
@@ -140,12 +167,13 @@ class RunFolder:
 
         Raises:
             InvalidConfig: the folder holds no finished run.
+            MalformedData: the file is damaged, or of a version that is unknown here.
         """
         path = self.path / "results.json"
         if not path.exists():
-            again = f"; go on with: penchant simulate --resume {self.path}" if self.path.exists() else ""
+            again = f"; go on with: {self._resume}" if (self.path / "config.toml").exists() else ""
             raise InvalidConfig(f"{self.path} holds no finished run{again}")
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = self._read_json(path)
         if record.get("schema_version") != SCHEMA_VERSION:
             raise MalformedData(f"{path}: results version {record.get('schema_version')!r} is unknown here")
         return record
@@ -159,10 +187,29 @@ class RunFolder:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".new")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(content)
+            os.replace(beside, path)
+        except OSError as error:
+            raise InvalidConfig(f"cannot write {path}: {error.strerror}; take another --out") from None
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise self._damaged(path) from None
+        if not isinstance(record, dict):
+            raise self._damaged(path)
+        return record
+
+    def _damaged(self, path: Path) -> MalformedData:
+        return MalformedData(f"{path} is damaged: delete it and go on with: {self._resume}")
+
+    @property
+    def _resume(self) -> str:
+        return f"penchant simulate --resume {shlex.quote(str(self.path))}"
 
 
 def read_config(path: Path) -> SimulationConfig:
@@ -173,9 +220,9 @@ def read_config(path: Path) -> SimulationConfig:
     """
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidConfig(f"{path} does not exist") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise InvalidConfig(f"{path}: {error}") from None
     if (version := record.pop("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise InvalidConfig(f"{path}: config version {version!r} is unknown here; update penchant")

@@ -86,18 +86,26 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise InvalidConfig(f"unknown {name} {value!r}{did_you_mean(value, known)}")
+        for name in ("data", "items", "split"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidConfig(f"{name} must be text, not {value!r}")
+        if self.rating_scale is not None and len(self.rating_scale) != 2:
+            raise InvalidConfig("rating_scale must be two numbers, the lowest and the highest")
         for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidConfig(f"{name} must be ≥ 1, not {value}")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
         for name in ("epsilon", "noise_multiplier", "lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
-        if self.seed < 0 or self.k_core < 0:
-            raise InvalidConfig("seed and k_core must be ≥ 0")
+        for name in ("seed", "k_core"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 0):
+                raise InvalidConfig(f"{name} must be a whole number ≥ 0, not {value}")
         self._check_mix()
 
     def _check_mix(self) -> None:
@@ -105,8 +113,12 @@ class SimulationConfig:
             raise InvalidConfig("epsilon needs a delta: add --delta 1e-5 (below 1 over the number of users)")
         if self.epsilon is not None and self.noise_multiplier is not None:
             raise InvalidConfig("epsilon and noise_multiplier decide the same thing: give one of them")
-        if self.unit == "none" and (self.epsilon is not None or self.noise_multiplier is not None):
-            raise InvalidConfig("unit none promises nothing: drop epsilon and noise_multiplier, or take --unit user")
+        if self.unit == "none":
+            for name in ("epsilon", "noise_multiplier", "delta", "clip"):
+                if getattr(self, name) is not None:
+                    raise InvalidConfig(f"unit none promises nothing: drop {name}, or take --unit user")
+            if self.sampling == "poisson":
+                raise InvalidConfig("unit none has no coins to account for: drop --sampling, or take --unit user")
         if self.unit == "interaction" and self.model in READS_HISTORY:
             raise InvalidConfig(
                 f"model {self.model} reads the history, so one interaction enters many samples: take --model mf or "
@@ -117,6 +129,10 @@ class SimulationConfig:
                 raise InvalidConfig("learner cooccurrence has no model: drop --model, or take --learner fedavg")
             if self.unit == "interaction":
                 raise InvalidConfig("learner cooccurrence protects users: take --unit user or none")
+            for name in ("rounds", "cohort", "sampling", "max_participations", "local_epochs", "lr", "clip"):
+                if getattr(self, name) is not None:
+                    option = "--" + name.replace("_", "-")
+                    raise InvalidConfig(f"learner cooccurrence has no {name}: drop {option}, or take --learner fedavg")
         if self.unit == "interaction" and self.sampling == "poisson":
             raise InvalidConfig("unit interaction samples interactions on the device: drop --sampling")
         if self.sampling == "poisson" and self.max_participations is not None:
@@ -226,7 +242,7 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
 def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
     epsilon, delta = epsilon_and_delta(settings, n_users)
     private = row.unit == "user"
-    rounds = settings.rounds or (8 if private else 20)
+    rounds = settings.rounds or (4 if private else 20)
     cohort = settings.cohort or (n_users if private else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
     cap = rounds if sampling == "poisson" else min(settings.max_participations or rounds, rounds)
@@ -248,7 +264,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
-    server = {"optimizer": "sgd", "lr": 100.0} if private else {"optimizer": "adam", "lr": 0.05}
+    server = {"optimizer": "sgd", "lr": 200.0} if private else {"optimizer": "adam", "lr": 0.05}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),
@@ -284,7 +300,6 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
                 rate=rate,
                 steps=steps,
                 divisor=16.0,
-                min_history=5,
             ),
             uncharged=uncharged,
         )

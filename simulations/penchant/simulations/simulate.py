@@ -7,8 +7,10 @@ A finished row is kept at once and a federated row after every round, so that an
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -100,6 +102,8 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     torch.set_num_threads(1)  # its operations here are small: nodes run in threads instead
     data = load_data(settings)
     parts = split(settings.split, data.interactions, settings.seed)
+    if not parts.targets.lengths.any():
+        raise InvalidConfig(f"split {settings.split} leaves nobody to score: take another --split, or more data")
     wanted = rows(settings)
     population = Population(histories=parts.train.select(np.flatnonzero(parts.participants)), catalogue=data.catalogue)
     run = _Run(settings, folder, data, parts, population, torch_device(settings.device), watch or Watch())
@@ -121,6 +125,14 @@ def load_data(settings: SimulationConfig) -> Dataset:
         k_core=settings.k_core,
         seed=settings.seed,
     )
+
+
+def digest(data: Dataset) -> str:
+    """Of catalogue and interactions, in hex: what tells data apart that share a name."""
+    found = hashlib.sha256(data.catalogue.version.encode())
+    for column in (data.interactions.offsets, data.interactions.items, data.interactions.times):
+        found.update(np.ascontiguousarray(column).tobytes())
+    return found.hexdigest()[:16]
 
 
 def torch_device(name: str) -> str:
@@ -147,6 +159,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.popularity = self.split.train.counts()
         self.streams = Streams(self.settings.seed)
+        self.digest = digest(self.data)
         self.rounds: list[Mapping[str, Any]] = []
 
     def plan(self, row: Row) -> Federated:
@@ -156,6 +169,8 @@ class _Run:
         """One row, from the folder where it is finished."""
         finished = self.folder.read_row(row.name)
         if finished is not None:
+            if finished["data_digest"] != self.digest:
+                raise InvalidConfig("the data changed since this run began: start a new one")
             self.rounds += finished.get("rounds", [])
             self.watch.end(finished)
             return finished
@@ -171,6 +186,7 @@ class _Run:
             "kind": row.kind,
             "learner": row.learner,
             "model": row.model,
+            "data_digest": self.digest,
             "metrics": dict(found.overall),
             "ci95": self._intervals(found),
             "against_floors": self._against_floors(row, found),
@@ -310,6 +326,7 @@ class _Run:
                 "users": data.interactions.n_users,
                 "items": len(data.catalogue),
                 "interactions": len(data.interactions),
+                "digest": self.digest,
                 "terms": data.terms,
                 "cleaning": data.cleaning.lines(),
             },
@@ -320,9 +337,9 @@ class _Run:
             },
             "seed": self.settings.seed,
             "engine": self.settings.engine,
-            "command": f"penchant simulate --config {self.folder.path / 'config.toml'}",
+            "command": f"penchant simulate --config {shlex.quote(str(self.folder.path / 'config.toml'))}",
             "budget_note": budget_note(self.settings),
-            "runs": [{k: v for k, v in row.items() if k != "rounds"} for row in done],
+            "runs": [{k: v for k, v in row.items() if k not in ("rounds", "data_digest")} for row in done],
         }
 
 

@@ -236,6 +236,8 @@ def differing(a: Record, b: Record) -> list[str]:
         if apart:
             what = ", ".join(f"{f.replace('_', ' ')} {a[part].get(f)} and {b[part].get(f)}" for f in apart)
             found.append(f"the {part} differ{'s' if part == 'split' else ''} ({what})")
+    if not found and a["data"].get("digest") != b["data"].get("digest"):
+        found.append("the data differ (other interactions under the same name)")
     return found
 
 

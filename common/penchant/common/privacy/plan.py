@@ -62,7 +62,8 @@ class DeviceNoise:
         rate: probability with which a step takes each interaction.
         steps: of one round, whatever the history's length.
         divisor: what a step's noisy sum is divided by.
-        min_history: a device with fewer interactions sends noise only.
+        min_history: m; the first m − 1 interactions never take part, so that a device with fewer sends noise only and
+            one interaction more still adds one sample.
     """
 
     clip_norm: float
