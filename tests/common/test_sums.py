@@ -226,6 +226,12 @@ def test_what_the_round_did_not_ask_for_is_refused_and_nothing_of_it_is_added(ba
         np.testing.assert_array_equal(values, GOOD[name])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_before_anything_is_computed_from_it(bad: float) -> None:
+    with pytest.raises(MalformedContribution, match="b: a value is not finite"):
+        check({**GOOD, "b": np.array(bad, np.float32)}, SHAPES)
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
 def test_any_floating_point_type_may_be_sent(kind: npt.DTypeLike) -> None:
     total = PrivateSum({"a": (2,)}, clip_norm=10.0, noise_multiplier=0.0)

@@ -21,7 +21,7 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import State
 from penchant.common.learners.neural.fedavg import FedAvg
-from penchant.common.learners.neural.models import InterestModel, SequenceModel, build, group_loss, pad
+from penchant.common.learners.neural.models import InterestModel, SequenceModel, build, group_loss, pad, seeded
 from penchant.common.negatives import negatives
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
@@ -86,8 +86,7 @@ def train(
             group["lr"] = settings.lr / (1 + settings.decay * (number - 1))
         random = streams.get("epoch", number)
         model.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(streams.seed("dropout", number))
+        with seeded(streams.seed("dropout", number), learner.where):
             if isinstance(model, SequenceModel):
                 losses = _sequence_epoch(model, data, settings, random)
             else:

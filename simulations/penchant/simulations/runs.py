@@ -103,7 +103,7 @@ class RunFolder:
             "curve": curve,
             "records": [asdict(r) for r in progress.records],
         }
-        arrays = {f"state/{name}": np.ascontiguousarray(v) for name, v in progress.state.items()}
+        arrays = {f"state/{name}": np.asarray(v, order="C") for name, v in progress.state.items()}
         arrays["participations"] = progress.participations
         metadata = {"progress": json.dumps(record)}
         self._write(f"partial/{file_name(row)}.safetensors", save(arrays, metadata))
@@ -137,7 +137,7 @@ class RunFolder:
     # what the run leaves behind
 
     def write_model(self, row: str, state: State, manifest: Mapping[str, Any]) -> None:
-        arrays = {name: np.ascontiguousarray(values) for name, values in state.items()}
+        arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
         self._write(f"models/{file_name(row)}.safetensors", save(arrays))
         self._write(f"models/{file_name(row)}.json", _json(manifest))
 

@@ -223,7 +223,7 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
         learner = CooccurrenceConfig(head=2000, dims=64)
     else:
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
-        sums = cooccurrence.split(mu)
+        sums = cooccurrence.split(mu * (1 - 1e-9))  # dividing it must not round ε up
         head = max(50, min(1600, round(10 * math.sqrt(n_users * mu))))
         learner = CooccurrenceConfig(head=head, dims=max(8, head // 32), noise_stddev=sums[1].noise_multiplier)
     plan = PrivacyPlan(

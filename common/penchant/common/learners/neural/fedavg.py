@@ -190,7 +190,7 @@ class FedAvg(Learner):
         """One person's sequence: each epoch a step on the mean loss of its last items."""
         self._load(weights)
         rule = self.config.local
-        with seeded(int(random.integers(2**63 - 1))):  # dropout
+        with seeded(int(random.integers(2**63 - 1)), self.where):  # dropout
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:
                 sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)

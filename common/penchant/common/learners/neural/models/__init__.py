@@ -131,10 +131,18 @@ class ModelConfig:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Initial weights and dropout draw from here: the one stream that torch has, for one thread at a time."""
-    with _STREAM, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+def seeded(seed: int, where: torch.device | None = None) -> Iterator[None]:
+    """Initial weights and dropout draw from here: the one stream that torch has, for one thread at a time.
+
+    Args:
+        where: the device whose stream is meant, beside the processor's.
+    """
+    cuda = [where] if where is not None and where.type == "cuda" else []
+    with _STREAM, torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator
+        for device in cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

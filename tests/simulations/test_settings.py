@@ -1,0 +1,339 @@
+"""Settings: an impossible mix is refused in one line that says what to do; rows and plans are what was asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from penchant.common import config
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig
+from penchant.common.learners import registry
+from penchant.common.privacy import gaussian
+from penchant.common.privacy.events import Gaussian, PoissonGaussian
+from penchant.common.privacy.plan import PrivacyPlan
+from penchant.simulations.settings import (
+    CHOSEN_ON_PUBLIC,
+    MODELS,
+    READS_HISTORY,
+    Federated,
+    Row,
+    SimulationConfig,
+    epsilon_and_delta,
+    federated,
+    rows,
+)
+
+FLOORS = [Row("popularity", "floor"), Row("no-sharing", "floor")]
+BASELINES = [Row("item-knn", "not private"), Row("ease", "not private")]
+CENTRAL = Row("central", "not private", model="mf")
+FEDAVG = Row("fedavg", "federated", "fedavg", "mf", "none")
+OPACUS = Row("fedavg+opacus", "federated", "fedavg", "mf", "interaction")
+USER_DP = Row("fedavg+user-dp", "federated", "fedavg", "mf", "user")
+COOCCURRENCE = Row("co-occurrence", "federated", "cooccurrence", "", "user")
+EXACT = replace(COOCCURRENCE, unit="none")
+PRIVATE = [OPACUS, USER_DP, COOCCURRENCE]
+BUDGET = {"epsilon": 3.0, "delta": 1e-5}
+
+
+def named(found: list[Row]) -> list[str]:
+    return [row.name for row in found]
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        # the budget
+        ({"epsilon": 3.0}, "add --delta 1e-5"),
+        ({"epsilon": 0.0, "delta": 1e-5}, "epsilon must be positive and finite, not 0"),
+        ({"epsilon": -1.0, "delta": 1e-5}, "epsilon must be positive"),
+        ({"epsilon": math.nan, "delta": 1e-5}, "epsilon must be positive and finite, not nan"),
+        ({"epsilon": math.inf, "delta": 1e-5}, "epsilon must be positive"),
+        ({"epsilon": 3.0, "delta": 0.0}, r"delta must be in (0, 1), not 0"),
+        ({"epsilon": 3.0, "delta": 1.0}, "delta must be in"),
+        ({"epsilon": 3.0, "delta": -1e-5}, "delta must be in"),
+        ({"epsilon": 3.0, "delta": math.nan}, "delta must be in"),
+        ({"noise_multiplier": 0.0}, "noise_multiplier must be positive"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier must be positive"),
+        ({**BUDGET, "noise_multiplier": 1.0}, "give one of them"),
+        # no unit, no promise
+        ({"unit": "none", **BUDGET}, "drop epsilon, or take --unit user"),
+        ({"unit": "none", "noise_multiplier": 1.0}, "drop noise_multiplier, or take --unit user"),
+        ({"unit": "none", "delta": 1e-5}, "drop delta, or take --unit user"),
+        ({"unit": "none", "clip": 1.0}, "drop clip, or take --unit user"),
+        ({"unit": "none", "sampling": "poisson"}, "drop --sampling, or take --unit user"),
+        # units and models
+        *(({"unit": "interaction", "model": m}, "take --model mf or neumf") for m in READS_HISTORY),
+        ({"unit": "interaction", "learner": "cooccurrence"}, "take --unit user or none"),
+        ({"unit": "interaction", "sampling": "poisson"}, "drop --sampling"),
+        ({"sampling": "poisson", "max_participations": 3}, "drop one of the two"),
+        # a learner without what was asked of it
+        ({"learner": "cooccurrence", "model": "mf"}, "drop --model, or take --learner fedavg"),
+        ({"learner": "cooccurrence", "rounds": 3}, "drop --rounds, or take --learner fedavg"),
+        ({"learner": "cooccurrence", "cohort": 3}, "drop --cohort"),
+        ({"learner": "cooccurrence", "sampling": "poisson"}, "drop --sampling"),
+        ({"learner": "cooccurrence", "max_participations": 1}, "drop --max-participations"),
+        ({"learner": "cooccurrence", "local_epochs": 3}, "drop --local-epochs"),
+        ({"learner": "cooccurrence", "lr": 0.1}, "drop --lr"),
+        ({"learner": "cooccurrence", "clip": 0.1}, "drop --clip"),
+        # unknown names
+        ({"learner": "fedvag"}, "unknown learner 'fedvag'; did you mean 'fedavg'?"),
+        ({"learner": "co-occurrence"}, "did you mean 'cooccurrence'?"),
+        ({"model": "mff"}, "unknown model 'mff'; did you mean 'mf'?"),
+        ({"model": "bert"}, "choose from cnn-lstm, gru, lstm, mf, neumf, transformer"),
+        ({"unit": "users"}, "unknown unit 'users'; did you mean 'user'?"),
+        ({"sampling": "poison"}, "unknown sampling 'poison'; did you mean 'poisson'?"),
+        ({"engine": "ray"}, "unknown engine 'ray'; choose from flower, local"),
+        ({"device": "cuda:0"}, "unknown device 'cuda:0'; did you mean 'cuda'?"),
+        # counts and types
+        *(({name: 0}, f"{name} must be a whole number ≥ 1, not 0") for name in ("rounds", "cohort", "nodes")),
+        *(({name: 2.5}, f"{name} must be a whole number ≥ 1") for name in ("local_epochs", "max_participations")),
+        *(({name: -1}, f"{name} must be a whole number ≥ 0, not -1") for name in ("seed", "k_core")),
+        *(({name: bad}, f"{name} must be positive") for name in ("lr", "clip") for bad in (0.0, math.nan, math.inf)),
+        ({"data": 3}, "data must be text, not 3"),
+        ({"split": 3}, "split must be text"),
+        ({"rating_scale": (1.0,)}, "rating_scale must be two numbers"),
+    ],
+)
+def test_an_impossible_mix_is_refused_in_one_line_that_says_what_to_do(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        SimulationConfig(**given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        BUDGET,
+        {"delta": 1e-6},
+        {"noise_multiplier": 1.0},
+        {"unit": "interaction", "model": "neumf", **BUDGET},
+        {"unit": "user", "model": "gru", **BUDGET},
+        {"unit": "user", "sampling": "poisson", "cohort": 3},
+        {"unit": "none", "rounds": 3, "cohort": 3, "lr": 0.1},
+        {"learner": "cooccurrence", "unit": "none"},
+        {"max_participations": 2},
+    ],
+)
+def test_a_mix_that_differs_by_little_is_fine(given: dict[str, Any]) -> None:
+    assert rows(SimulationConfig(**given))
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [*FLOORS, *BASELINES, CENTRAL, FEDAVG, OPACUS, USER_DP, COOCCURRENCE]),
+        ({"unit": "none"}, [*FLOORS, *BASELINES, CENTRAL, FEDAVG, EXACT]),
+        ({"unit": "user"}, [*FLOORS, USER_DP, COOCCURRENCE]),
+        ({"unit": "interaction"}, [*FLOORS, OPACUS]),
+        ({"learner": "fedavg"}, [*FLOORS, FEDAVG, OPACUS, USER_DP]),
+        ({"learner": "fedavg", "unit": "none"}, [*FLOORS, FEDAVG]),
+        ({"learner": "cooccurrence"}, [*FLOORS, COOCCURRENCE]),
+        ({"learner": "cooccurrence", "unit": "none"}, [*FLOORS, EXACT]),
+        (
+            {"model": "gru"},
+            [*FLOORS, replace(CENTRAL, model="gru"), replace(FEDAVG, model="gru"), replace(USER_DP, model="gru")],
+        ),
+        ({"model": "neumf", "unit": "interaction"}, [*FLOORS, replace(OPACUS, model="neumf")]),
+        ({"model": "mf"}, [*FLOORS, CENTRAL, FEDAVG, OPACUS, USER_DP]),
+        ({"model": "lstm", "unit": "user"}, [*FLOORS, replace(USER_DP, model="lstm")]),
+    ],
+    ids=lambda v: " ".join(f"{k}={x}" for k, x in v.items()) if isinstance(v, dict) else None,
+)
+def test_the_rows_are_the_floors_and_what_was_asked_for(given: dict[str, Any], expected: list[Row]) -> None:
+    assert rows(SimulationConfig(**given)) == expected
+
+
+@pytest.mark.parametrize("name", ["data", "rounds", "seed", "nodes", "lr"])
+def test_budgets_and_data_do_not_change_which_rows_there_are(name: str) -> None:
+    given: dict[str, Any] = {"data": "synthetic", "rounds": 3, "seed": 5, "nodes": 2, "lr": 0.1}
+    assert rows(SimulationConfig(**{name: given[name]})) == rows(SimulationConfig())
+
+
+def test_no_row_is_there_twice_and_each_federated_row_can_be_planned() -> None:
+    for model in (None, *MODELS):
+        for unit in (None, "user", "interaction", "none"):
+            if unit == "interaction" and model in READS_HISTORY:
+                continue
+            asked = SimulationConfig(model=model, unit=unit, rounds=2)
+            found = rows(asked)
+            assert len(set(named(found))) == len(found)
+            assert found[:2] == FLOORS
+            for row in found:
+                if row.kind == "federated":
+                    assert federated(row, asked, 50).plan.unit == row.unit
+
+
+# ---------------------------------------------------------------------------------------------------------- plans
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    row=st.sampled_from(PRIVATE),
+    epsilon=st.floats(0.05, 30.0),
+    delta=st.sampled_from([1e-5, 1e-9]),
+    n_users=st.integers(1, 90_000),
+    rounds=st.none() | st.integers(1, 60),
+    cap=st.none() | st.integers(1, 80),
+)
+@example(row=OPACUS, epsilon=8.0, delta=1e-5, n_users=610, rounds=None, cap=None)
+@example(row=USER_DP, epsilon=1.0, delta=1e-5, n_users=610, rounds=8, cap=3)
+@example(row=COOCCURRENCE, epsilon=8.0, delta=1e-5, n_users=2, rounds=None, cap=None)
+def test_a_private_row_spends_all_of_the_budget_asked_for_and_never_more(
+    row: Row, epsilon: float, delta: float, n_users: int, rounds: int | None, cap: int | None
+) -> None:
+    if row is COOCCURRENCE:
+        asked = SimulationConfig(epsilon=epsilon, delta=delta)
+    else:
+        asked = SimulationConfig(epsilon=epsilon, delta=delta, rounds=rounds, max_participations=cap)
+    plan = federated(row, asked, n_users).plan
+    promise = plan.guarantee()
+    assert promise is not None
+    assert 0.98 * epsilon < promise.epsilon <= epsilon
+    assert (promise.delta, promise.unit) == (delta, row.unit)
+    less = replace(asked, epsilon=epsilon / 2)
+    assert noise(federated(row, less, n_users)) > noise(federated(row, asked, n_users))  # a smaller ε, more noise
+
+
+def noise(made: Federated) -> float:
+    """σ of the sum that the row's accuracy hangs on."""
+    return made.plan.device.noise_multiplier if made.plan.device else made.plan.sums[-1].noise_multiplier
+
+
+@pytest.mark.parametrize("row", PRIVATE, ids=lambda r: r.name)
+def test_without_a_budget_a_private_row_takes_epsilon_8_and_a_delta_far_below_one_over_the_users(row: Row) -> None:
+    for n_users, delta in ((2, 1e-5), (610, 1e-5), (9_999, 1e-5), (10_001, 1e-6), (1_000_000, 1e-7)):
+        promise = federated(row, SimulationConfig(), n_users).plan.guarantee()
+        assert promise is not None
+        assert 0.98 * 8 < promise.epsilon <= 8
+        assert promise.delta == pytest.approx(delta)
+        assert promise.delta <= 0.1 / n_users
+    assert epsilon_and_delta(SimulationConfig(delta=1e-7), 10) == (8.0, 1e-7)
+
+
+def test_coins_are_charged_as_coins_and_need_less_noise_than_none() -> None:
+    asked = SimulationConfig(epsilon=2.0, delta=1e-5, rounds=10, cohort=30)
+    plain = federated(USER_DP, asked, 600).plan
+    coins = federated(USER_DP, replace(asked, sampling="poisson"), 600).plan
+    promise = coins.guarantee()
+    assert promise is not None
+    assert 0.98 * 2 < promise.epsilon <= 2
+    assert coins.sampling == "poisson"
+    assert isinstance(coins.event(1), PoissonGaussian)
+    assert isinstance(plain.event(1), Gaussian)
+    assert coins.max_participations == plain.max_participations == 10
+    assert coins.sums[0].noise_multiplier < plain.sums[0].noise_multiplier
+
+
+def test_a_noise_multiplier_is_taken_as_it_is() -> None:
+    asked = SimulationConfig(noise_multiplier=2.0, rounds=4)
+    assert federated(USER_DP, asked, 50).plan.sums[0].noise_multiplier == 2.0
+    device = federated(OPACUS, asked, 50).plan.device
+    assert device is not None
+    assert device.noise_multiplier == 2.0
+    both = federated(COOCCURRENCE, asked, 50).plan
+    promise = both.guarantee()
+    assert promise is not None
+    assert promise.epsilon == pytest.approx(gaussian.epsilon_of(1 / 2.0, 1e-5))  # σ of the two sums together
+
+
+@pytest.mark.parametrize("row", [FEDAVG, EXACT], ids=lambda r: r.name)
+def test_without_a_unit_a_plan_has_no_noise_and_no_epsilon(row: Row) -> None:
+    made = federated(row, SimulationConfig(unit="none"), 50)
+    assert made.plan.unit == "none"
+    assert [s.noise_multiplier for s in made.plan.sums] == [0.0] * len(made.plan.sums)
+    assert made.plan.device is None
+    assert made.plan.guarantee() is None
+    assert made.settings.get("noise_stddev", 0.0) == 0.0
+    assert noise(federated(replace(row, unit="user"), SimulationConfig(), 50)) > 0
+
+
+def test_the_two_sums_of_cooccurrence_share_one_budget_a_tenth_for_the_counts() -> None:
+    made = federated(COOCCURRENCE, SimulationConfig(**BUDGET), 610)
+    counts, matrix = made.plan.sums
+    mu = gaussian.mu_of(3.0, 1e-5)
+    assert (counts.name, counts.rounds, matrix.name, matrix.rounds) == ("counts", 1, "matrix", 1)
+    assert counts.clip_norm == matrix.clip_norm == 1.0
+    assert counts.noise_multiplier**-2 == pytest.approx(0.1 * mu**2)
+    assert matrix.noise_multiplier**-2 == pytest.approx(0.9 * mu**2)
+    assert made.plan.max_participations == made.plan.rounds == 2
+    assert made.settings["noise_stddev"] == matrix.noise_multiplier  # else it shrinks by a wrong edge
+
+
+def test_the_head_of_cooccurrence_grows_with_people_and_budget_within_bounds() -> None:
+    def head(n_users: int, epsilon: float) -> int:
+        made = federated(COOCCURRENCE, SimulationConfig(epsilon=epsilon, delta=1e-9), n_users)
+        return int(made.settings["head"])
+
+    assert head(610, 1.0) < head(610, 8.0) < head(6040, 8.0) <= 1600
+    assert head(2, 0.1) == 50
+    assert head(10_000_000, 8.0) == 1600
+
+
+@pytest.mark.parametrize("row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE, EXACT], ids=lambda r: f"{r.name} {r.unit}")
+def test_a_plan_comes_back_from_its_json_and_settings_build_the_learner(row: Row) -> None:
+    made = federated(row, SimulationConfig(rounds=None), 50, ("k-core survival",))
+    again = PrivacyPlan.from_json(made.plan.to_json())
+    assert again == made.plan
+    assert again.digest == made.plan.digest
+    assert again.uncharged == ("k-core survival", CHOSEN_ON_PUBLIC)
+    assert federated(row, SimulationConfig(), 51).plan.digest != made.plan.digest
+    plain = json.loads(json.dumps(made.settings))
+    learner = registry.build(made.learner, plain, Catalogue(ids=tuple(map(str, range(9)))))
+    assert learner.device_noise == made.plan.device
+
+
+def test_the_cap_is_the_one_asked_for_and_never_past_the_rounds() -> None:
+    def cap(row: Row, **given: Any) -> int:
+        return federated(row, SimulationConfig(**given), 100).plan.max_participations
+
+    assert cap(USER_DP, rounds=6) == 6
+    assert cap(USER_DP, rounds=6, max_participations=2) == 2
+    assert cap(USER_DP, rounds=6, max_participations=9) == 6
+    assert cap(USER_DP, rounds=6, sampling="poisson") == 6
+    assert cap(OPACUS) == 3  # 10 rounds of 24 spread over 100
+    assert cap(OPACUS, max_participations=1) == 1
+    fewer, more = (
+        federated(USER_DP, SimulationConfig(rounds=6, max_participations=k), 100).plan.sums[0].noise_multiplier
+        for k in (2, 6)
+    )
+    assert fewer == pytest.approx(more * math.sqrt(2 / 6), rel=1e-3)  # what a cap is for
+
+
+@pytest.mark.parametrize("row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE], ids=lambda r: r.name)
+def test_a_cohort_larger_than_the_roster_is_refused_with_one_that_fits(row: Row) -> None:
+    asked = SimulationConfig(cohort=41)
+    with pytest.raises(InvalidConfig, match=r"cohort 41 is larger than the 40 users: take --cohort 40$"):
+        federated(row, asked, 40)
+    assert federated(row, asked, 41).plan.n_users == 41
+
+
+@pytest.mark.parametrize("row", PRIVATE, ids=lambda r: r.name)
+def test_a_delta_that_allows_to_publish_somebody_is_refused_with_one_that_does_not(row: Row) -> None:
+    asked = SimulationConfig(epsilon=3.0, delta=0.01)
+    with pytest.raises(InvalidConfig, match=r"delta 0.01 is not below 1/100: take --delta 1e-05$"):
+        federated(row, asked, 100)
+    assert federated(row, asked, 99).plan.delta == 0.01
+    federated(FEDAVG, asked, 100)  # promises nothing
+
+
+def test_settings_come_back_from_a_file() -> None:
+    asked = SimulationConfig(rating_scale=(1.0, 5.0), model="mf", epsilon=3.0, delta=1e-5, lr=0.1, skip_bad_rows=True)
+    assert config.decode(SimulationConfig, json.loads(json.dumps(config.encode(asked)))) == asked
+    with pytest.raises(InvalidConfig, match=r"unknown key 'epslion'; did you mean 'epsilon'"):
+        config.decode(SimulationConfig, {"epslion": 3.0})
+    with pytest.raises(InvalidConfig, match="SimulationConfig"):
+        config.decode(SimulationConfig, {"epsilon": "much"})
