@@ -79,13 +79,9 @@ def host(shard: int, nodes: int) -> Node:
     return Node(PEOPLE.select(range(first, first + roster[shard])), learners, Streams(9), first_user=first)
 
 
-def shard_of(context: Context) -> int:
-    return int(context.node_config["partition-id"])
-
-
 def honest(nodes: int) -> ClientApp:
     """Nodes that are made anew for every message, as in a worker process that never served them before."""
-    return client_app(lambda context: host(shard_of(context), nodes))
+    return client_app(lambda shard: host(shard, nodes))
 
 
 def play(
@@ -165,7 +161,7 @@ def test_after_round_sees_every_round_once_released_and_charged() -> None:
 def test_a_run_that_is_done_asks_nobody() -> None:
     run = rounds(EXACT)
     by_hand(run)
-    play(run, client_app(lambda context: pytest.fail("a node was asked")))
+    play(run, client_app(lambda shard: pytest.fail("a node was asked")))
     assert len(run.progress.records) == 2
 
 
@@ -195,10 +191,10 @@ def test_the_cap_of_one_person_does_not_tire_the_others_of_another_node() -> Non
 
 @pytest.mark.parametrize("error", [PenchantError("no room"), RuntimeError("disk"), KeyError("x")])
 def test_a_node_that_fails_is_counted_and_the_round_goes_on_without_it(error: Exception) -> None:
-    def node(context: Context) -> Node:
-        if shard_of(context) == 1:
+    def node(shard: int) -> Node:
+        if shard == 1:
             raise error
-        return host(shard_of(context), 3)
+        return host(shard, 3)
 
     run, without = rounds(NOISY), rounds(NOISY)
     records = play(run, client_app(node))
@@ -252,9 +248,9 @@ def test_the_start_waits_for_nodes_that_come_late_but_not_for_ever(caplog: pytes
 def test_a_spent_budget_ends_the_run_before_any_device_is_called() -> None:
     asked = []
 
-    def node(context: Context) -> Node:
-        asked.append(shard_of(context))
-        return host(shard_of(context), 3)
+    def node(shard: int) -> Node:
+        asked.append(shard)
+        return host(shard, 3)
 
     budget = gaussian.epsilon_of(1 / 0.5, 1e-5)  # the counts, not the matrix
     run = rounds(replace(NOISY, cohort=12), ledger=Ledger("default", delta=1e-5, budget=budget))
@@ -278,7 +274,7 @@ def lying(change: Callable[[RecordDict], RecordDict]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         reply = good(message, context)
-        return Message(change(reply.content), reply_to=message) if shard_of(context) == 0 else reply
+        return Message(change(reply.content), reply_to=message) if context.node_config["partition-id"] == 0 else reply
 
     return app
 

@@ -20,13 +20,17 @@ _COUNTS = "penchant.participations"
 REFUSED = 1000  # our own error code; Flower's end far below
 
 
-def client_app(node: Callable[[Context], Node]) -> ClientApp:
-    """A ClientApp that answers orders for the people that `node` hosts, and tells which shard of the roster it is."""
+def client_app(node: Callable[[int], Node]) -> ClientApp:
+    """A ClientApp that answers orders for the people hosted here, and tells which shard of the roster they are.
+
+    Args:
+        node: the host of a shard, by its number.
+    """
     app = ClientApp()
 
     @app.query()
     def enrol(message: Message, context: Context) -> Message:
-        here = MetricRecord({"partition": int(context.node_config["partition-id"])})
+        here = MetricRecord({"partition": shard(context)})
         return Message(RecordDict({"enrolment": here}), reply_to=message)
 
     @app.train()
@@ -34,7 +38,7 @@ def client_app(node: Callable[[Context], Node]) -> ClientApp:
         try:
             order = Order.from_flat(config(message.content))
             state = {k: v.numpy() for k, v in arrays(message.content, "state").items()}
-            host = node(context)
+            host = node(shard(context))
             if _COUNTS in context.state.array_records:  # the worker that serves this node may be another one each round
                 host.participations[:] = context.state.array_records[_COUNTS]["counts"].numpy()
             total = host.answer(order, state)
@@ -49,6 +53,11 @@ def client_app(node: Callable[[Context], Node]) -> ClientApp:
         return Message(RecordDict(content), reply_to=message)
 
     return app
+
+
+def shard(context: Context) -> int:
+    """Which part of the roster this node is."""
+    return int(context.node_config["partition-id"])
 
 
 def config(content: RecordDict) -> ConfigRecord:

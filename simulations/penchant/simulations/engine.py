@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context
 
 from penchant.client._flower import client_app
 from penchant.client.node import Node
@@ -83,7 +82,7 @@ def run(
     if engine == "local":
         taken = None if progress is None else progress.participations
         hosts = {shard: _node(population, roster, shard, clients, where, taken) for shard in range(len(roster))}
-        run_local(server, client_app(lambda context: hosts[_shard(context)]), len(roster))
+        run_local(server, client_app(hosts.__getitem__), len(roster))
     else:
         with tempfile.TemporaryDirectory(prefix="penchant-") as folder:
             save_population(population, Path(folder))
@@ -112,8 +111,8 @@ class _WorkerNode:
     seed: int
     where: str
 
-    def __call__(self, context: Context) -> Node:
-        return _worker_node(self, _shard(context))
+    def __call__(self, shard: int) -> Node:
+        return _worker_node(self, shard)
 
 
 @lru_cache(maxsize=64)
@@ -142,10 +141,6 @@ def _node(
     counts = None if taken is None else taken[own].copy()
     histories = population.histories.select(own)
     return Node(histories, learners, Streams(seed), first_user=first, participations=counts)
-
-
-def _shard(context: Context) -> int:
-    return int(context.node_config["partition-id"])
 
 
 def save_population(population: Population, folder: Path) -> None:
