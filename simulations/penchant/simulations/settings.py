@@ -68,7 +68,7 @@ class SimulationConfig:
     local_epochs: int | None = None
     lr: float | None = None
     clip: float | None = None
-    nodes: int = 4
+    nodes: int = 2
     engine: str = "local"
     device: str = "auto"
     sampled_negatives: bool = False

@@ -89,7 +89,7 @@ def updates(
     histories: Sequence[Int32],
     config: LocalTraining,
     randoms: Sequence[np.random.Generator],
-    block: int = 32,
+    block: int = 16384,
 ) -> Iterator[tuple[int, Update]]:
     """Trains everybody and yields (index, update), in any order.
 
@@ -99,17 +99,29 @@ def updates(
         weights: the released weights, the person's starting vector among them.
         histories: item positions of each person, int32[n].
         randoms: the stream of each person.
-        block: people trained at once; it changes speed and memory, not the result beyond float rounding.
+        block: most table rows that the people trained at once touch together, so that a block fits the cache; it
+            changes speed and memory, not the result beyond float rounding.
     """
     trainable = (i for i in range(len(histories)) if can_train(histories[i], model.n_items))
     order = sorted(trainable, key=lambda i: len(histories[i]))
-    for start in range(0, len(order), block):
-        chosen = order[start : start + block]
+    for chosen in _blocks(order, [len(h) * (1 + config.negatives) for h in histories], block):
         yield from zip(
             chosen,
             _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config),
             strict=True,
         )
+
+
+def _blocks(order: Sequence[int], rows: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Cuts people, shortest history first, where their number times the longest's rows would pass the limit."""
+    block: list[int] = []
+    for person in order:
+        if block and (len(block) + 1) * rows[person] > limit:
+            yield block
+            block = []
+        block.append(person)
+    if block:
+        yield block
 
 
 def can_train(history: Int32, n_items: int) -> bool:
