@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from penchant.server.rounds import Progress, Rounds
 from penchant.simulations import engine
 from penchant.simulations.data.loaders import load
 from penchant.simulations.runs import RunFolder
-from penchant.simulations.settings import SimulationConfig, rows
+from penchant.simulations.settings import Federated, SimulationConfig, rows
 from penchant.simulations.simulate import Watch, digest, learner_of, simulate, torch_device
+from penchant.simulations.splits import split
 
 TINY = SimulationConfig(data="synthetic:users=24,items=40,interactions=10,topics=8,seed=0", rounds=4, nodes=2)
 FEDERATED = [row.name for row in rows(TINY) if row.kind == "federated"]
@@ -339,6 +341,32 @@ def test_going_on_with_a_finished_run_computes_nothing(
     assert charges == {}
     assert again == whole.results
     assert {p: p.stat().st_mtime_ns for p in (whole.path / "rows").iterdir()} == before
+
+
+def test_each_row_done_again_while_the_others_are_finished_is_the_same_row(whole: Done, tmp_path: Path) -> None:
+    # A row that changed the data in place for those after it would show here, as the floors once did.
+    path = tmp_path / "run"
+    shutil.copytree(whole.path, path)
+    for row in rows(TINY):
+        (path / "rows" / f"{row.name}.json").unlink()
+        assert lasting(plain(simulate(TINY, RunFolder(path)))) == lasting(whole.results)
+        assert same_weights(path, whole.path)
+        assert round_lines(path) == round_lines(whole.path)
+
+
+def test_every_row_learns_from_histories_in_the_order_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    original = engine.run
+
+    def listening(plan: Federated, population: engine.Population, **named: Any) -> Rounds:
+        seen.append(population.histories.items.tolist())
+        return original(plan, population, **named)
+
+    monkeypatch.setattr(engine, "run", listening)
+    play(replace(TINY, rounds=1), tmp_path / "run")
+    expected = split(TINY.split, load(TINY.data).interactions).train
+    assert seen == [expected.items.tolist()] * len(FEDERATED)
+    assert any((np.diff(h.items) < 0).any() for h in expected)  # so that sorting would have been noticed
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:

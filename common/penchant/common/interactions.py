@@ -68,7 +68,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """A population's histories as columns.
+    """A population's histories as columns; read-only, so that no user of them can reorder what others read.
 
     Attributes:
         offsets: int64[n_users + 1]; person u owns rows offsets[u] to offsets[u + 1].
@@ -90,6 +90,12 @@ class Interactions:
     events: np.ndarray | None = None
     event_names: tuple[str, ...] = ("view",)
     context: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("offsets", "items", "times", "strengths"):
+            view = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     @property
     def n_users(self) -> int:

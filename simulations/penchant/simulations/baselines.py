@@ -129,7 +129,7 @@ def _binary(interactions: Interactions, dtype: npt.DTypeLike = np.float32) -> Cs
     """csr[n_users, n_items] of ones."""
     ones = np.ones(len(interactions), dtype)
     shape = (interactions.n_users, interactions.n_items)
-    x = sparse.csr_matrix((ones, interactions.items, interactions.offsets), shape)
-    x.sum_duplicates()
+    x = sparse.csr_matrix((ones, interactions.items, interactions.offsets), shape, copy=True)
+    x.sum_duplicates()  # in place: without the copy it would sort everybody's history
     x.data[:] = 1.0
     return x

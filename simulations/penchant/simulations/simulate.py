@@ -110,6 +110,7 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     plans = {row.name: run.plan(row) for row in wanted if row.kind == "federated"}
     folder.write_config(settings)
     done = [run.row(row, plans.get(row.name)) for row in wanted]
+    folder.append_rounds(run.rounds)  # again, as a row done again may not be the last
     results = run.results(done)
     folder.write_results(results, report.render(results))
     return results
@@ -307,13 +308,13 @@ class _Run:
         return {name: list(confidence(values, seed=seed)) for name, values in found.per_user.items()}
 
     def _against_floors(self, row: Row, found: Evaluation) -> dict[str, dict[str, float]]:
-        """Paired differences over people; a floor is compared with the other floor."""
+        """Paired differences over people; a floor is compared with the one before it."""
         out = {}
         for floor in ("popularity", "no-sharing"):
-            if floor != row.name and self.folder.read_row(floor) is not None:
-                other = self.folder.per_user(floor)[METRIC]
-                found_difference = paired_difference(found.per_user[METRIC], other, seed=self.settings.seed)
-                out[floor] = asdict(found_difference)
+            if floor == row.name:
+                break
+            other = self.folder.per_user(floor)[METRIC]
+            out[floor] = asdict(paired_difference(found.per_user[METRIC], other, seed=self.settings.seed))
         return out
 
     def results(self, done: list[dict[str, Any]]) -> dict[str, Any]:
