@@ -12,10 +12,15 @@ import shutil
 from collections.abc import Callable, Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["pytester"]
 
 Require = Callable[[str], None]
+
+# The same examples every time, and no clock: what a shared machine does must not fail a test.
+settings.register_profile("penchant", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("penchant")
 
 ALLOWED = "no CUDA device"
 

@@ -88,7 +88,8 @@ def _simulate(args: argparse.Namespace) -> int:
             results = simulate(settings, folder, watch)
     except KeyboardInterrupt:
         if folder.path.exists():
-            talk.print(f"\nStopped. Go on with:  penchant simulate --resume {shlex.quote(str(folder.path))}")
+            again = f"penchant simulate --resume {shlex.quote(str(folder.path))}"
+            talk.print(f"\nStopped. Go on with:  {again}", markup=False, highlight=False, soft_wrap=True)
         return EXIT_INTERRUPTED
     if args.json:
         print(json.dumps(results, ensure_ascii=False))
@@ -192,6 +193,7 @@ def _configure_recommend(parser: argparse.ArgumentParser) -> None:
 def _recommend(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from penchant.simulations.recommend import recommend
     from penchant.simulations.runs import RunFolder
@@ -215,7 +217,8 @@ def _recommend(args: argparse.Namespace) -> int:
     for column in ("#", "Title", "Topics", "Score"):
         table.add_column(column, justify="right" if column in "#Score" else "left")
     for place, item in enumerate(found["items"], 1):
-        table.add_row(str(place), item["title"], ", ".join(item["topics"]), f"{item['score']:.3f}")
+        cells = (str(place), item["title"], ", ".join(item["topics"]), f"{item['score']:.3f}")
+        table.add_row(*map(Text, cells))  # a title may look like markup
     console.print(table)
     console.print(found["privacy_note"], style="dim", markup=False)
     return 0

@@ -51,8 +51,8 @@ def studies() -> tuple[Study, ...]:
         Study(
             f"models-{model}",
             f"Model {model}: central and federated without privacy, ml-latest-small",
-            "One table for each model; the same split and budgets (30 rounds of 300 people).",
-            SimulationConfig(model=model, unit="none", rounds=30, cohort=300),
+            "One table for each model; the same split and budgets (40 rounds of 200 people, one seed).",
+            SimulationConfig(model=model, unit="none", rounds=40, cohort=200),
             seeds=1,
         )
         for model in ("neumf", "gru", "lstm", "cnn-lstm", "transformer")

@@ -86,10 +86,10 @@ class RunFolder:
         """
         path = self.path / "rows" / f"{file_name(name)}.npz"
         try:
-            with np.load(path) as columns:
+            with path.open("rb") as file, np.load(file) as columns:
                 return {key: columns[key] for key in columns.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            raise self._damaged(path.with_suffix(".json")) from None
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
+            raise self._damaged(path, "the .json beside it") from None
 
     # the row at work
 
@@ -151,7 +151,7 @@ class RunFolder:
         folder = self.path / "models"
         path = folder / f"{file_name(row)}.json"
         if not path.exists():
-            known = sorted(self._read_json(p)["name"] for p in folder.glob("*.json"))
+            known = sorted(self._read_json(p).get("name", p.stem) for p in folder.glob("*.json"))
             raise InvalidConfig(f"no model {row!r} in {self.path}{config.did_you_mean(row, known)}")
         try:
             return load_file(path.with_suffix(".safetensors")), self._read_json(path)
@@ -204,8 +204,8 @@ class RunFolder:
             raise self._damaged(path)
         return record
 
-    def _damaged(self, path: Path) -> MalformedData:
-        return MalformedData(f"{path} is damaged: delete it and go on with: {self._resume}")
+    def _damaged(self, path: Path, delete: str = "it") -> MalformedData:
+        return MalformedData(f"{path} is damaged: delete {delete} and go on with: {self._resume}")
 
     @property
     def _resume(self) -> str:

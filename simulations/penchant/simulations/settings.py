@@ -261,10 +261,11 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
             uncharged=uncharged,
         )
 
+    reads = row.model in READS_HISTORY
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
-    server = {"optimizer": "sgd", "lr": 200.0} if private else {"optimizer": "adam", "lr": 0.05}
+    server = {"optimizer": "sgd", "lr": 200.0} if private else {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),

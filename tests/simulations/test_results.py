@@ -1,0 +1,145 @@
+"""The page of results: a Markdown table whose figures are those of the runs, with an interval and a guarantee beside."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penchant.common.errors import MissingExtra
+from penchant.simulations import results
+from penchant.simulations.results import Study, page, run, studies, table
+from penchant.simulations.runs import RunFolder
+from penchant.simulations.settings import SimulationConfig, rows
+
+TINY = Study(
+    "tiny",
+    "Twenty-four people",
+    "Small enough for a test.",
+    SimulationConfig(data="synthetic:users=24,items=40,interactions=10,topics=8,seed=0", rounds=2, nodes=2),
+    seeds=2,
+    ratios=(("fedavg", "central"),),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """Two seeds of every row."""
+    return run(TINY, tmp_path_factory.mktemp("results"), lambda words: None)
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the table, by the row's name."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| row")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in split}
+
+
+def test_the_table_has_a_line_for_each_row_with_the_mean_over_seeds_and_its_interval(folders: list[RunFolder]) -> None:
+    found = cells(table(TINY, folders))
+    assert list(found) == [row.name for row in rows(TINY.config)]
+    for name, (ndcg, hr, *_) in found.items():
+        mean, low, high = (float(x) for x in re.fullmatch(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", ndcg).groups())  # type: ignore[union-attr]  # or it fails
+        both = [folder.per_user(name) for folder in folders]
+        assert mean == pytest.approx(100 * np.mean([b["ndcg@10"].mean() for b in both]), abs=0.006)
+        assert float(hr) == pytest.approx(100 * np.mean([b["hr@10"].mean() for b in both]), abs=0.06)
+        assert low < mean < high
+    one = cells(table(replace(TINY, seeds=1), folders[:1]))
+    assert one["ease"] == found["ease"]  # no seed moves it
+    assert one["fedavg"] != found["fedavg"]
+
+
+def test_differences_from_the_floors_are_paired_and_have_signs(folders: list[RunFolder]) -> None:
+    found = cells(table(TINY, folders))
+    assert found["popularity"][2] == found["no-sharing"][3] == "–"
+    for name, row in found.items():
+        for floor, cell in zip(("popularity", "no-sharing"), row[2:4], strict=True):
+            if name == floor:
+                continue
+            mean, low, high = (
+                float(x) for x in re.fullmatch(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", cell).groups()
+            )  # type: ignore[union-attr]  # or it fails
+            values = [folder.per_user(name)["ndcg@10"] - folder.per_user(floor)["ndcg@10"] for folder in folders]
+            assert mean == pytest.approx(100 * np.mean(values), abs=0.006)
+            assert low <= mean <= high
+
+
+def test_each_private_row_has_one_note_that_holds_its_whole_guarantee_and_no_other_row_has(
+    folders: list[RunFolder],
+) -> None:
+    text = table(TINY, folders)
+    marks = {name: row[-1] for name, row in cells(text).items()}
+    notes = dict(re.findall(r"^\((\d)\) (.*)$", text, flags=re.MULTILINE))
+    assert [marks[name] for name in ("fedavg+opacus", "fedavg+user-dp", "co-occurrence")] == ["(1)", "(2)", "(3)"]
+    assert list(notes) == ["1", "2", "3"]
+    assert {mark for name, mark in marks.items() if not re.fullmatch(r"\(\d\)", mark)} == {"none: exact"}
+    for name, mark in marks.items():
+        if mark == "none: exact":
+            continue
+        (row,) = [row for row in folders[0].read_results()["runs"] if row["name"] == name]
+        assert notes[mark.strip("()")] == row["privacy_note"]
+        for word in ("ε = 8 at δ = 1e-05", "unit", "add/remove one", "sampling", "accountant", "trust", "not charged"):
+            assert word in row["privacy_note"]
+
+
+def test_a_ratio_is_given_with_its_interval(folders: list[RunFolder]) -> None:
+    text = table(TINY, folders)
+    found = re.search(r"Ratio fedavg / central .* \*\*([\d.]+) \[([\d.]+), ([\d.]+)\]\*\*", text)
+    assert found is not None
+    ratio, low, high = map(float, found.groups())
+    one, two = (np.mean([f.per_user(name)["ndcg@10"].mean() for f in folders]) for name in ("fedavg", "central"))
+    assert ratio == pytest.approx(one / two, abs=0.0006)
+    assert low <= ratio <= high
+    assert "Ratio" not in table(replace(TINY, ratios=()), folders)
+
+
+def test_finished_seeds_are_kept_and_the_missing_ones_run(folders: list[RunFolder]) -> None:
+    told: list[str] = []
+    root = folders[0].path.parents[1]
+    before = (folders[0].path / "results.json").stat().st_mtime_ns
+    more = replace(TINY, seeds=3, config=replace(TINY.config, learner="cooccurrence", rounds=None))
+    again = run(more, root, told.append)
+    assert [folder.path.name for folder in again] == ["seed-0", "seed-1", "seed-2"]
+    assert (folders[0].path / "results.json").stat().st_mtime_ns == before
+    assert told == ["tiny, seed 0", "tiny, seed 1", "tiny, seed 2", "  popularity", "  no-sharing", "  co-occurrence"]
+    assert again[2].read_config().seed == 2
+
+
+def test_the_page_holds_every_section_after_what_its_figures_are(folders: list[RunFolder]) -> None:
+    text = page([table(TINY, folders), "## Another\n"])
+    assert text.startswith("# Results\n")
+    assert text.index("95 % bootstraps") < text.index("## Twenty-four people") < text.index("## Another")
+
+
+def test_main_writes_the_page_of_the_studies_asked_for_and_leaves_out_what_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = replace(TINY, seeds=1, ratios=(), config=replace(TINY.config, learner="cooccurrence", rounds=None))
+    absent = replace(small, name="absent", title="Absent")
+    monkeypatch.setattr(results, "studies", lambda: (small, absent, replace(small, name="other", title="Other")))
+    original = results.run
+
+    def without(study: Study, *rest: object) -> list[RunFolder]:
+        if study.name == "absent":
+            raise MissingExtra("simulations", "its data")
+        return original(study, *rest)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(results, "run", without)
+    out = tmp_path / "results.md"
+    assert results.main(["--only", "tiny", "--only", "absent", "--runs", str(tmp_path), "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "## Twenty-four people" in text
+    assert "## Other" not in text
+    assert "## Absent" not in text
+    assert "absent is left out: its data is not installed" in capsys.readouterr().err
+
+
+def test_the_studies_have_names_of_their_own_and_can_be_planned() -> None:
+    found = studies()
+    assert len({study.name for study in found}) == len(found)
+    for study in found:
+        names = [row.name for row in rows(study.config)]
+        assert all(name in names for ratio in study.ratios for name in ratio)
