@@ -75,7 +75,7 @@ def test_an_empty_history_has_no_taste_and_scores_are_popularity_alone() -> None
     config = dataclasses.replace(PLAIN, popularity=0.3)
     histories = people([], [2])
     assert not tastes(VECTORS, histories, config)[0].any()
-    np.testing.assert_array_equal(scores(VECTORS, POPULARITY, histories, config)[0], np.float32(0.3) * POPULARITY)
+    np.testing.assert_allclose(scores(VECTORS, POPULARITY, histories, config)[0], 0.3 * POPULARITY, rtol=1e-6)
     assert tastes(VECTORS, histories, config)[1].any()
 
 

@@ -70,8 +70,7 @@ def scores(vectors: Float32, popularity: Float32, histories: Interactions, confi
         vectors: F, float32[n_items, d].
         popularity: float32[n_items] in [0, 1], released or public.
     """
-    taste = tastes(vectors, histories, config).astype(np.float32)
-    out: Float32 = taste @ vectors.T
+    out = tastes(vectors, histories, config) @ vectors.T.astype(np.float64)
     if config.popularity:
-        out += np.float32(config.popularity) * popularity
-    return out
+        out += config.popularity * popularity.astype(np.float64)
+    return out.astype(np.float32)  # only now: items alike tie, however the product was split up

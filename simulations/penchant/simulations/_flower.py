@@ -102,8 +102,11 @@ def run_local(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
         server(grid, Context(run_id=_RUN, node_id=0, node_config={}, state=RecordDict(), run_config={}))
 
 
-def run_flower(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
+def run_flower(server: ServerApp, client: ClientApp, n_nodes: int, *, gpus: float = 0.0) -> None:
     """Runs both apps on Flower's simulation engine; an error of the ServerApp is raised here.
+
+    Args:
+        gpus: share of a GPU that a worker takes.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -126,7 +129,7 @@ def run_flower(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
 
     with _quiet_flower(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside Flower and Ray
-        resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+        resources = {"client_resources": {"num_cpus": 1, "num_gpus": gpus}}
         try:
             run_simulation(guarded, client, n_nodes, backend_config=resources)  # type: ignore[arg-type]
         except Exception as error:

@@ -88,7 +88,8 @@ def run(
             save_population(population, Path(folder))
             if progress is not None:
                 np.save(Path(folder) / "participations.npy", progress.participations)
-            run_flower(server, client_app(_WorkerNode(folder, roster, clients, where)), len(roster))
+            worker = _WorkerNode(folder, roster, clients, where)
+            run_flower(server, client_app(worker), len(roster), gpus=0.5 if where == "cuda" else 0.0)
     return rounds
 
 

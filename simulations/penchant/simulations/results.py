@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from penchant.common.errors import MissingExtra
+from penchant.common.errors import InvalidConfig, MissingExtra
 from penchant.simulations.evaluation import Interval, confidence, paired_difference, paired_ratio
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.settings import SimulationConfig
@@ -82,7 +82,7 @@ def studies() -> tuple[Study, ...]:
             "6 000 synthetic people, user level, ε = 8 and ε = 1: co-occurrence",
             "A population ten times larger: the same noise is spread over more people.",
             SimulationConfig(
-                data="synthetic:users=6000,items=2000,interactions=100", learner="cooccurrence", unit="user"
+                data="synthetic:users=6000,items=2000,interactions=100,seed=0", learner="cooccurrence", unit="user"
             ),
         ),
         Study(
@@ -90,7 +90,7 @@ def studies() -> tuple[Study, ...]:
             "6 000 synthetic people, user level, ε = 1: co-occurrence",
             "",
             SimulationConfig(
-                data="synthetic:users=6000,items=2000,interactions=100",
+                data="synthetic:users=6000,items=2000,interactions=100,seed=0",
                 learner="cooccurrence",
                 unit="user",
                 epsilon=1.0,
@@ -114,8 +114,14 @@ def run(study: Study, root: Path, tell: Callable[[str], None]) -> list[RunFolder
 
 
 def table(study: Study, folders: Sequence[RunFolder]) -> str:
-    """The study as a section of Markdown."""
+    """The study as a section of Markdown.
+
+    Raises:
+        InvalidConfig: its seeds were not run on the same data, so that people cannot be paired.
+    """
     results = [folder.read_results() for folder in folders]
+    if len({found["data"]["digest"] for found in results}) > 1:
+        raise InvalidConfig(f"study {study.name}: its seeds were run on different data")
     names = [row["name"] for row in results[0]["runs"]]
     values = {name: np.stack([f.per_user(name)[METRIC] for f in folders]) for name in names}
     first = {row["name"]: row for row in results[0]["runs"]}

@@ -62,6 +62,10 @@ class RunFolder:
         """
         return read_config(self.path / "config.toml")
 
+    def holds_other(self, settings: SimulationConfig) -> bool:
+        """Whether a run with other settings is here, whose rows must not be taken for these."""
+        return (self.path / "config.toml").exists() and self.read_config() != settings
+
     # finished rows
 
     def write_row(self, row: Mapping[str, Any], users: Int64, per_user: Mapping[str, Float64]) -> None:

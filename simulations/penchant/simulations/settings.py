@@ -220,7 +220,7 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
     epsilon, delta = epsilon_and_delta(settings, n_users)
     if row.unit == "none":
         sums = tuple(replace(s, noise_multiplier=0.0) for s in cooccurrence.split(1.0))
-        learner = CooccurrenceConfig(head=2000, dims=64)
+        learner = CooccurrenceConfig(head=2000, dims=max(8, min(64, n_users // 16)))
     else:
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         sums = cooccurrence.split(mu * (1 - 1e-9))  # dividing it must not round ε up

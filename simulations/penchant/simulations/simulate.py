@@ -11,6 +11,7 @@ import hashlib
 import math
 import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -99,6 +100,8 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     Raises:
         InvalidConfig, MalformedData, MissingExtra: what is wrong and how to mend it.
     """
+    if folder.holds_other(settings):
+        raise InvalidConfig(f"{folder.path} holds a run with other settings: take another folder")
     torch.set_num_threads(1)  # its operations here are small: nodes run in threads instead
     data = load_data(settings)
     parts = split(settings.split, data.interactions, settings.seed)
@@ -126,6 +129,12 @@ def load_data(settings: SimulationConfig) -> Dataset:
         k_core=settings.k_core,
         seed=settings.seed,
     )
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process ever had, in MiB."""
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def digest(data: Dataset) -> str:
@@ -199,7 +208,7 @@ class _Run:
             "clients_per_second": None,
             "bytes_up": 0,
             "bytes_down": 0,
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_rss_mb": peak_rss_mb(),
             **extra,
         }
         if self.settings.sampled_negatives:
