@@ -1,4 +1,4 @@
-"""Rounds of the rows as simulations plan them: nodes change nothing, seeds change everything, a stop changes nothing."""
+"""Rounds as simulations plan them: nodes and stops change nothing, and seeds change everything."""
 
 from __future__ import annotations
 

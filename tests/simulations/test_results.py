@@ -66,9 +66,7 @@ def test_differences_from_the_floors_are_paired_and_have_signs(folders: list[Run
         for floor, cell in zip(("popularity", "no-sharing"), row[2:4], strict=True):
             if name == floor:
                 continue
-            mean, low, high = (
-                float(x) for x in re.fullmatch(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", cell).groups()
-            )  # type: ignore[union-attr]  # or it fails
+            mean, low, high = figures(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", cell)
             values = [folder.per_user(name)["ndcg@10"] - folder.per_user(floor)["ndcg@10"] for folder in folders]
             assert mean == pytest.approx(100 * np.mean(values), abs=0.006)
             assert low <= mean <= high

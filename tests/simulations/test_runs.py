@@ -20,7 +20,7 @@ from penchant.simulations.settings import SimulationConfig
 from penchant.simulations.simulate import simulate
 
 ROW = "fedavg+user-dp"
-STATE = {
+STATE: dict[str, np.ndarray[Any, Any]] = {
     "item.weight": np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::-1],  # not contiguous
     "head": np.array([2, 0, 1], np.int32),
     "vectors": np.zeros((3, 0), np.float32),

@@ -39,7 +39,7 @@ USER_DP = Row("fedavg+user-dp", "federated", "fedavg", "mf", "user")
 COOCCURRENCE = Row("co-occurrence", "federated", "cooccurrence", "", "user")
 EXACT = replace(COOCCURRENCE, unit="none")
 PRIVATE = [OPACUS, USER_DP, COOCCURRENCE]
-BUDGET = {"epsilon": 3.0, "delta": 1e-5}
+BUDGET: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5}
 
 
 def named(found: list[Row]) -> list[str]:

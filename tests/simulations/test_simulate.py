@@ -177,6 +177,7 @@ def test_models_load_with_a_manifest_from_which_the_row_can_be_scored_again(whol
         scores = learner_of(manifest, data.catalogue).scores(state, data.interactions)
         assert scores.shape == (24, 40)
         assert np.isfinite(scores).all()
+    _, manifest = whole.folder.read_model("fedavg")
     with pytest.raises(InvalidConfig, match="catalogue is not the one"):
         learner_of(manifest, load("synthetic:users=24,items=41,interactions=10,topics=8").catalogue)
 
