@@ -43,7 +43,7 @@ lint: install-dev ## ruff, mypy and pyright
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-results: install ## compute the tables in the documentation again
+results: install-dev ## compute the tables in the documentation again
 	$(BIN)/python -m penchant.simulations.results
 
 constraints: install-dev ## write constraints.txt from what is installed

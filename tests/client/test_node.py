@@ -1,11 +1,11 @@
-"""A node answers for its own people, within their caps, and how people are dealt to nodes changes nothing."""
+"""A node answers for its own people, under their plan and within their caps; how they are dealt changes nothing."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from penchant.common.errors import InvalidConfig, MalformedContribution, Privacy
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, SumSpec
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
@@ -39,6 +40,7 @@ PLAN = PrivacyPlan(
     sums=(SumSpec(name="noisy", rounds=5, clip_norm=1.5),),
     max_participations=2,
 )
+PROMISED = replace(PLAN, unit="interaction", device=DEVICE)
 PEOPLE = Interactions.of([[0, 3, 5], [1], [], [3, 3, 8, 9], [11, 0], [2, 4, 6, 8, 10]], N_ITEMS)
 
 
@@ -65,16 +67,27 @@ class Noisy(Learner):
         return np.tile(state["w"], (histories.n_users, 1))
 
 
+class NoisyDevice(Noisy):
+    """The same, under the name of a learner whose devices add the noise of PROMISED."""
+
+    name = "noisy device"
+
+    def __init__(self, catalogue: Catalogue, device: DeviceNoise = DEVICE) -> None:
+        super().__init__(catalogue)
+        self.device_noise = device
+
+
 def order(*users: int, round: int = 1, plan: PrivacyPlan = PLAN, learner: str = "noisy", **settings: Any) -> Order:
     return Order(round=round, attempt=0, plan=plan, learner=learner, settings=settings, users=users)
 
 
 def learners(name: str, settings: Mapping[str, Any]) -> Learner:
-    return Noisy(CATALOGUE) if name == "noisy" else registry.build(name, settings, CATALOGUE)
+    own = {"noisy": Noisy, "noisy device": NoisyDevice}
+    return own[name](CATALOGUE) if name in own else registry.build(name, settings, CATALOGUE)
 
 
-def node(people: Interactions = PEOPLE, *, first_user: int = 0) -> Node:
-    return Node(people, learners, Streams(1), first_user=first_user)
+def node(people: Interactions = PEOPLE, *, plan: PrivacyPlan = PLAN, first_user: int = 0) -> Node:
+    return Node(people, learners, Streams(1), plan=plan, first_user=first_user)
 
 
 STATE: State = {"w": np.zeros(N_ITEMS, np.float32)}
@@ -87,10 +100,10 @@ def total(cuts: list[int], asked: Order, state: State) -> dict[str, np.ndarray]:
     edges = [0, *sorted(cuts), PEOPLE.n_users]
     out: dict[str, np.ndarray] = {}
     for first, end in itertools.pairwise(edges):
-        here = node(PEOPLE.select(range(first, end)), first_user=first)
+        here = node(PEOPLE.select(range(first, end)), plan=asked.plan, first_user=first)
         users = tuple(u - first for u in asked.users if first <= u < end)
         for name, values in here.answer(replace(asked, users=users), state).items():
-            out[name] = out.get(name, 0) + values.astype(np.float64)
+            out[name] = out.get(name, 0) + values
     return out
 
 
@@ -118,31 +131,33 @@ def test_any_way_to_deal_people_to_nodes_gives_the_sum_of_single_users(
     dealt = total(cuts, asked, state)
     assert dealt.keys() == single.keys()
     for name, values in single.items():
-        np.testing.assert_allclose(dealt[name], values, atol=1e-5)
+        assert dealt[name].dtype == np.float64  # what a node adds up and sends
+        np.testing.assert_allclose(dealt[name], values, atol=1e-9)
 
 
 def test_a_node_that_counts_somebody_twice_or_draws_from_another_stream_fails_that_comparison() -> None:
     once, twice = total([3], order(0, 1), STATE), total([3], order(0, 1), STATE)
     twice["w"] += node().answer(order(0), STATE)["w"]
     assert np.abs(once["w"] - twice["w"]).max() > 1e-3
-    shifted = Node(PEOPLE, learners, Streams(1), first_user=7).answer(order(0, 1), STATE)
+    shifted = node(first_user=7).answer(order(0, 1), STATE)
     assert np.abs(once["w"] - shifted["w"]).max() > 1e-3
 
 
 def test_everybody_is_clipped_alone_before_they_are_added() -> None:
     capped = replace(PLAN, sums=(SumSpec(name="noisy", rounds=5, clip_norm=0.01),))
     for users in ((0,), (0, 1, 3, 4, 5)):
-        sent = node().answer(order(*users, plan=capped), STATE)
+        sent = node(plan=capped).answer(order(*users, plan=capped), STATE)
         length = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in sent.values()))
         assert length <= 0.01 * len(users) * (1 + 1e-5)
         assert length > 0.001
     free = replace(PLAN, sums=(SumSpec(name="noisy", rounds=5, clip_norm=math.inf),))
-    assert np.linalg.norm(node().answer(order(0, plan=free), STATE)["w"]) > 1
+    assert np.linalg.norm(node(plan=free).answer(order(0, plan=free), STATE)["w"]) > 1
 
 
 def test_a_round_is_clipped_to_the_bound_of_its_own_sum() -> None:
     sums = (SumSpec(name="noisy", rounds=1, clip_norm=0.01), SumSpec(name="noisy", rounds=4, clip_norm=0.5))
-    here, plan = node(), replace(PLAN, sums=sums)
+    plan = replace(PLAN, sums=sums)
+    here = node(plan=plan)
     assert np.linalg.norm(here.answer(order(0, round=1, plan=plan), STATE)["w"]) <= 0.0101
     assert np.linalg.norm(here.answer(order(0, round=2, plan=plan), STATE)["w"]) > 0.1
     with pytest.raises(InvalidConfig, match="rounds 1 to 5"):
@@ -152,7 +167,7 @@ def test_a_round_is_clipped_to_the_bound_of_its_own_sum() -> None:
 def test_nobody_drawn_is_an_ordinary_answer_of_zeros() -> None:
     sent = node().answer(order(), STATE)
     assert {name: values.shape for name, values in sent.items()} == {"w": (N_ITEMS,), "count": ()}
-    assert all((values == 0).all() for values in sent.values())
+    assert all((values == 0).all() and values.dtype == np.float64 for values in sent.values())
 
 
 def test_a_contribution_that_is_not_finite_never_leaves() -> None:
@@ -186,43 +201,144 @@ def test_nobody_takes_part_past_their_cap_whichever_round_and_try_is_claimed() -
 
 def test_participations_kept_from_before_count() -> None:
     kept = np.array([2, 1, 0, 0, 0, 0], np.int64)
-    here = Node(PEOPLE, learners, Streams(1), participations=kept)
+    here = Node(PEOPLE, learners, Streams(1), plan=PLAN, participations=kept)
     with pytest.raises(PrivacyRefused, match="cap"):
         here.answer(order(0), STATE)
     here.answer(order(1), STATE)
     assert kept.tolist() == [2, 2, 0, 0, 0, 0]  # in place: whoever keeps them sees it
 
 
+OTHER_PLANS: list[dict[str, Any]] = [
+    {"unit": "none", "device": None},
+    {"unit": "user", "device": None, "cohort": 2, "sums": (replace(PLAN.sums[0], noise_multiplier=9.0),)},
+    {"n_users": 7},
+    {"delta": 2e-5},
+    {"sampling": "poisson", "max_participations": 5},
+    {"cohort": 5},
+    *(
+        {"sums": (replace(PLAN.sums[0], **change),)}
+        for change in ({"name": "other"}, {"rounds": 6}, {"clip_norm": 1.5000001}, {"clip_norm": math.inf})
+    ),
+    {"sums": (PLAN.sums[0], PLAN.sums[0])},
+    {"max_participations": 3},
+    {"max_participations": 1},
+    *(
+        {"device": replace(DEVICE, **change)}
+        for change in (
+            {"clip_norm": 0.6},
+            {"noise_multiplier": 2.1},
+            {"rate": 0.05},
+            {"steps": 7},
+            {"divisor": 17.0},
+            {"min_history": 2},
+        )
+    ),
+    {"population": "other"},
+    {"uncharged": ("the learning rate",)},
+]
+
+
+def test_an_order_under_another_plan_than_the_one_enrolled_under_is_refused_and_nobody_is_counted() -> None:
+    here = node(plan=PROMISED)
+    for change in OTHER_PLANS:
+        for learner in ("noisy", "noisy device"):
+            with pytest.raises(PrivacyRefused, match="not the one that people here enrolled under"):
+                here.answer(order(0, plan=replace(PROMISED, **change), learner=learner), STATE)
+        assert here.participations.tolist() == [0] * 6
+    for plan in (PROMISED, replace(PROMISED), PrivacyPlan.from_json(PROMISED.to_json())):
+        other = node(plan=PROMISED)
+        other.answer(order(0, plan=plan, learner="noisy device"), STATE)
+        assert other.participations.tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_those_other_plans_change_every_field_that_can_be() -> None:
+    def names(kind: type[PrivacyPlan | DeviceNoise | SumSpec]) -> set[str]:
+        return {field.name for field in fields(kind)}
+
+    assert {name for change in OTHER_PLANS for name in change} == names(PrivacyPlan) - {"schema_version"}
+    for kind, base, changed in (
+        (DeviceNoise, DEVICE, [c["device"] for c in OTHER_PLANS if c.get("device")]),
+        (SumSpec, PLAN.sums[0], [c["sums"][0] for c in OTHER_PLANS if "sums" in c]),
+    ):
+        assert {n for c in changed for n in names(kind) if getattr(c, n) != getattr(base, n)} == names(kind)
+
+
+def test_a_plan_with_an_infinite_clip_is_the_same_after_it_was_sent() -> None:
+    free = replace(PLAN, sums=(replace(PLAN.sums[0], clip_norm=math.inf),))
+    sent = Order.from_flat(order(0, plan=free).to_flat())
+    assert sent.plan == free
+    assert np.linalg.norm(node(plan=free).answer(sent, STATE)["w"]) > 1
+    with pytest.raises(PrivacyRefused, match="enrolled"):
+        node().answer(sent, STATE)
+
+
 def test_a_plan_that_promises_noise_the_learner_does_not_add_is_refused() -> None:
-    here = node()
-    promised = replace(PLAN, unit="interaction", device=DEVICE)
+    here = node(plan=PROMISED)
     with pytest.raises(PrivacyRefused, match="noise on the device"):
-        here.answer(order(0, plan=promised), STATE)
+        here.answer(order(0, plan=PROMISED), STATE)
     assert here.participations.tolist() == [0] * 6
 
 
 def test_noise_on_the_device_must_be_that_of_the_plan_to_the_digit() -> None:
-    promised = replace(PLAN, unit="interaction", device=DEVICE)
     same: dict[str, Any] = {**MODEL, "device": config.encode(DEVICE)}
     less: dict[str, Any] = {**MODEL, "device": config.encode(replace(DEVICE, noise_multiplier=1.9))}
     state = learners("fedavg", same).init(Streams(0))
-    assert set(node().answer(order(0, plan=promised, learner="fedavg", **same), state)) <= set(state)
+    here = node(plan=PROMISED)
+    assert set(here.answer(order(0, plan=PROMISED, learner="fedavg", **same), state)) <= set(state)
     for wrong in (less, MODEL):
         with pytest.raises(PrivacyRefused, match="noise on the device"):
-            node().answer(order(0, plan=promised, learner="fedavg", **wrong), state)
+            here.answer(order(0, plan=PROMISED, learner="fedavg", **wrong), state)
+    assert here.participations.tolist() == [1, 0, 0, 0, 0, 0]
     with pytest.raises(PrivacyRefused, match="noise on the device"):  # noise that no plan accounts for
         node().answer(order(0, learner="fedavg", **same), state)
+
+
+# ---------------------------------------------------------------------------------------------------------- spent
+
+
+def test_what_a_person_spent_is_one_device_event_for_each_time_they_took_part() -> None:
+    here, event = node(plan=PROMISED), PROMISED.device_event()
+    assert event is not None
+    assert [here.spent(user).epsilon for user in range(6)] == [0] * 6
+    before = 0.0
+    for times in (1, 2):
+        here.answer(order(0, plan=PROMISED, learner="noisy device", round=times), STATE)
+        spent = here.spent(0).epsilon
+        assert spent == pytest.approx(accounting.epsilon((event,) * times, PROMISED.delta).epsilon, rel=1e-6)
+        assert spent > before * 1.1
+        assert here.spent(1).epsilon == 0
+        before = spent
+    promised = PROMISED.guarantee()
+    assert promised is not None
+    assert before == promised.epsilon  # at the cap: nobody can spend more
+    with pytest.raises(PrivacyRefused, match="cap"):
+        here.answer(order(0, plan=PROMISED, learner="noisy device", round=3), STATE)
+    assert here.spent(0).epsilon == before
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_what_a_person_spent_is_the_gaussian_closed_form_where_every_step_reads_everything(times: int) -> None:
+    device = replace(DEVICE, rate=1.0)
+    plan = replace(PROMISED, device=device)
+    kept = np.array([0, times, 0, 0, 0, 0], np.int64)  # as after a restart
+    here = Node(PEOPLE, lambda *_: NoisyDevice(CATALOGUE, device), Streams(1), plan=plan, participations=kept)
+    expected = gaussian.epsilon_of(math.sqrt(8 * times) / 2.0, 1e-5) if times else 0.0
+    assert here.spent(1).epsilon == pytest.approx(expected, rel=1e-9)
+    assert here.spent(0).epsilon == 0
+    here.answer(order(0, plan=plan, learner="noisy device"), STATE)
+    assert here.spent(0).epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(8) / 2.0, 1e-5), rel=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------- noise
 
 
 def test_an_order_sent_again_meets_other_randomness_whatever_it_claims() -> None:
-    here, plan = node(), replace(PLAN, max_participations=5)
+    plan = replace(PLAN, max_participations=5)
+    here = node(plan=plan)
     first = here.answer(order(0, plan=plan), STATE)["w"]
     again = here.answer(order(0, plan=plan), STATE)["w"]
     assert np.abs(first - again).max() > 1e-3  # equal noise on another state would be subtracted
-    same = node().answer(order(0, plan=plan), STATE)["w"]
+    same = node(plan=plan).answer(order(0, plan=plan), STATE)["w"]
     np.testing.assert_array_equal(first, same)
 
 
@@ -241,7 +357,7 @@ def test_a_learner_is_built_once_for_its_settings_and_anew_for_others() -> None:
         built.append(f"{name} {dict(settings)}")
         return Noisy(CATALOGUE)
 
-    here = Node(PEOPLE, count, Streams(0))
+    here = Node(PEOPLE, count, Streams(0), plan=PLAN)
     for n, option in enumerate((1, 1, 2, 1)):
         here.answer(order(n, option=option), STATE)
     assert built == ["noisy {'option': 1}", "noisy {'option': 2}", "noisy {'option': 1}"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor
-from torch.autograd import grad
+from torch.autograd import backward, grad
 from torch.nn import functional as F
 
 from penchant.common.arrays import Arrays, Float64
@@ -195,6 +198,19 @@ class TestUpdate:
         update = DeviceSgd(model, NOISE, LOCAL).train(weights, History.of(HISTORY), np.random.default_rng(0))
         assert update.keys() == weights.keys() - set(model.private)
         assert all(torch.equal(before[key], weights[key]) for key in weights)
+
+    def test_warns_of_nothing_and_leaves_the_programs_filters_as_they_were(self, name: str) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            before = list(warnings.filters)
+            trained(name, HISTORY, NOISE)
+            assert warnings.filters == before
+            assert caught == []
+            model, _ = loud(name)  # Opacus alone, on the same layers, does warn
+            alone: Any = GradSampleModuleFastGradientClipping(copy.deepcopy(model).train(), loss_reduction="sum")
+            groups = torch.tensor([[1, 2]])
+            backward(group_loss(alone(groups[:, :0], groups)).sum())
+        assert any("Full backward hook" in str(w.message) for w in caught)
 
     def test_nobody_leaves_anything_for_the_next(self, name: str) -> None:
         model, weights = loud(name)

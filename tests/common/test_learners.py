@@ -159,8 +159,6 @@ def bounds(contributions: tuple[Arrays, ...]) -> tuple[float, float]:
     return float(np.median(lengths)), 0.4 * min(lengths)
 
 
-# Building a device learner silences this for the program; a test that only uses one undoes nothing for the others.
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 class TestEveryLearner:
     def test_a_contribution_is_what_the_round_asks_for(self, case: Case) -> None:
         at = ready(case)

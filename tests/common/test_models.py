@@ -24,12 +24,13 @@ from penchant.common.learners.neural.models import (
     group_loss,
     neumf,
     pad,
+    reads_history,
 )
 
 N_ITEMS = 20  # 0 … 9 are one taste, 10 … 19 the other
 LENGTH = 8
-POINT = ("mf", "neumf")
-SEQUENCE = tuple(name for name in MODELS if name not in POINT)
+POINT = tuple(name for name in MODELS if not reads_history(name))
+SEQUENCE = tuple(name for name in MODELS if reads_history(name))
 
 # Opacus hooks the backward pass of embeddings, whose inputs are positions and have no gradient; that is intended.
 no_input_gradients = pytest.mark.filterwarnings(
@@ -47,7 +48,10 @@ def one_thread_and_a_random_state_of_its_own() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
@@ -162,6 +166,10 @@ class TestEveryModel:
         assert set(model.item_tables) == tables
         assert set(model.private) == {key for key in shapes if key.startswith("user")}
         assert bool(model.private) != model.reads_history
+
+    def test_reads_the_history_where_its_name_says_so(self, name: str) -> None:
+        assert small(name).reads_history is reads_history(name)
+        assert reads_history(name) != (name in ("mf", "neumf"))
 
     def test_starts_from_its_seed_alone(self, name: str) -> None:
         torch.manual_seed(5)
@@ -330,7 +338,7 @@ def test_neumf_scores_a_catalogue_in_chunks_as_at_once(monkeypatch: pytest.Monke
     [
         ({"name": "tranformer"}, "did you mean 'transformer'"),
         ({"name": "GRU"}, "did you mean 'gru'"),
-        ({"name": "xyz"}, "choose from mf, neumf"),
+        ({"name": "xyz"}, "choose from cnn-lstm, gru"),
         ({"name": "mf", "heads": 2}, "mf has no option 'heads'"),
         ({"name": "gru", "dropout": 1.0}, "dropout must be in"),
         ({"name": "gru", "dropout": float("nan")}, "dropout must be in"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from penchant.client.node import Node
 from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import BudgetExhausted, InvalidConfig
+from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import gaussian
@@ -36,6 +36,8 @@ ROSTER = (3, 1, 2)
 SPEC = SumSpec(name="seen", rounds=4, clip_norm=1.0, noise_multiplier=2.0)
 PLAN = PrivacyPlan(unit="user", n_users=N, delta=1e-5, sampling="none", cohort=N, sums=(SPEC,), max_participations=4)
 EXACT = replace(PLAN, unit="none", sums=(replace(SPEC, noise_multiplier=0.0),))
+OWN_ROUNDS = replace(PLAN, cohort=3, max_participations=2)  # each of the six in two rounds of four
+COINS = replace(PLAN, sampling="poisson", cohort=3)
 
 
 class Presence(Learner):
@@ -65,25 +67,34 @@ PEOPLE = Interactions.of([[u] for u in range(N)], N)
 
 
 def rounds(
-    plan: PrivacyPlan = PLAN, *, ledger: Ledger | None = None, seed: int = 0, progress: Progress | None = None
+    plan: PrivacyPlan = PLAN,
+    *,
+    ledger: Ledger | None = None,
+    seed: int = 0,
+    streams: Streams | None = None,
+    progress: Progress | None = None,
+    roster: Sequence[int] = ROSTER,
 ) -> Rounds:
     return Rounds(
         learner=LEARNER,
         settings={},
         plan=plan,
-        roster=ROSTER,
+        roster=roster,
         ledger=ledger or Ledger("default", delta=1e-5),
-        streams=Streams(seed),
+        streams=streams or Streams(seed),
         progress=progress,
     )
 
 
-def answer(shard: int, order: Order) -> Reply:
-    """What an honest node sends."""
+def node(shard: int, plan: PrivacyPlan) -> Node:
+    """An honest node whose people enrolled under this plan."""
     first = sum(ROSTER[:shard])
-    own = PEOPLE.select(range(first, first + ROSTER[shard]))
-    arrays = Node(own, lambda *_: LEARNER, Streams(0)).answer(order, {})
-    return Reply(node=shard, round=order.round, arrays=arrays)
+    return Node(PEOPLE.select(range(first, first + ROSTER[shard])), lambda *_: LEARNER, Streams(0), plan=plan)
+
+
+def answer(shard: int, order: Order, here: Node | None = None) -> Reply:
+    """What an honest node sends; a fresh one if none is given."""
+    return Reply(node=shard, round=order.round, arrays=(here or node(shard, order.plan)).answer(order, {}))
 
 
 def play(run: Rounds, change: Callable[[list[Reply]], list[Reply]] = list) -> RoundRecord:
@@ -124,9 +135,9 @@ def test_a_run_ends_with_the_plan() -> None:
     for plan in (PLAN, EXACT):
         run = rounds(plan)
         for left in (4, 3, 2, 1):
-            assert run.left == left
+            assert run.n_left == left
             play(run)
-        assert run.left == 0
+        assert run.n_left == 0
         assert [record.round for record in run.progress.records] == [1, 2, 3, 4]
         with pytest.raises(InvalidConfig, match="no round 5"):
             run.open()
@@ -269,7 +280,7 @@ def test_a_round_that_nobody_answers_releases_noise_and_is_charged() -> None:
     assert record.answered == 0
     assert np.abs(seen(run)).min() > 0
     assert run.ledger.events == (Gaussian(noise_multiplier=2.0),)
-    assert run.left == 3
+    assert run.n_left == 3
 
 
 def test_an_empty_cohort_is_an_ordinary_round() -> None:
@@ -290,24 +301,104 @@ def test_noise_differs_from_round_to_round() -> None:
     assert len({values.tobytes() for values in released}) == 4
 
 
-def test_a_round_run_again_is_charged_again_with_fresh_coins_and_fresh_noise() -> None:
+@pytest.mark.parametrize("plan", [COINS, OWN_ROUNDS], ids=["coins", "own rounds"])
+def test_a_round_run_again_is_charged_again_with_fresh_coins_and_fresh_noise(plan: PrivacyPlan) -> None:
     ledger = Ledger("default", delta=1e-5)
-    plan = replace(PLAN, cohort=3)
     first, again = rounds(plan, ledger=ledger), rounds(plan, ledger=ledger)  # as after a crash before the checkpoint
     drawn = [order.users for order in first.open().values()]
     first.close([])
     orders = again.open()
-    assert [order.users for order in orders.values()] != drawn  # three of six: 1 seed in 20 would draw the same
+    if plan is COINS:  # of six: 1 seed in 64 would draw the same
+        assert [order.users for order in orders.values()] != drawn
+    else:  # whose rounds are their own is asked again in the same ones
+        assert [order.users for order in orders.values()] == drawn
     assert {order.attempt for order in orders.values()} == {1}
     record = again.close([])
     assert record.attempt == 1
     assert [(e.round, e.attempt) for e in ledger.entries] == [(1, 0), (1, 1)]
-    assert ledger.spent().epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(2) / 2, 1e-5), rel=1e-9)
+    assert ledger.events == (plan.event(1), plan.event(1))
+    if plan is OWN_ROUNDS:
+        assert ledger.spent().epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(2) / 2, 1e-5), rel=1e-9)
     assert np.abs(seen(first) - seen(again)).min() > 1e-3  # equal noise would subtract to the difference of the sums
     same = rounds(plan)
     assert [order.users for order in same.open().values()] == drawn  # both follow from seed, round and try alone
     same.close([])
     np.testing.assert_array_equal(seen(same), seen(first))
+
+
+@pytest.mark.parametrize("plan", [PLAN, OWN_ROUNDS, COINS], ids=["everybody", "own rounds", "coins"])
+def test_a_round_run_again_makes_the_guarantee_worse_than_the_plans(plan: PrivacyPlan) -> None:
+    ledger, planned = Ledger("default", delta=1e-5), plan.guarantee()
+    lost, run = rounds(plan, ledger=ledger), rounds(plan, ledger=ledger)
+    assert planned is not None
+    play(lost, lambda replies: [])
+    assert lost.guarantee() == planned  # a first try is what the plan knows of
+    for _ in range(4):
+        play(run, lambda replies: [])
+    now, early = run.guarantee(), run.guarantee(1)
+    assert now is not None
+    assert early is not None
+    assert planned.epsilon * 1.01 < now.epsilon
+    assert replace(now, epsilon=planned.epsilon) == planned  # all else is as promised
+    if plan.sampling == "none":
+        times = plan.max_participations
+        assert now.epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(times + 1) / 2, 1e-5), rel=1e-9)
+        assert early.epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(2) / 2, 1e-5), rel=1e-9)
+    if plan is PLAN:  # where everybody is in every sum, what was promised is what was charged
+        assert now.epsilon == pytest.approx(ledger.spent().epsilon, rel=1e-9)
+
+
+class Watched(Streams):
+    """Writes down each stream that is asked for."""
+
+    def __init__(self, root: int, log: list[str]) -> None:
+        super().__init__(root)
+        self.log = log
+
+    def get(self, name: str, *numbers: int) -> np.random.Generator:
+        self.log.append(name)
+        return super().get(name, *numbers)
+
+
+def test_a_charge_is_kept_before_its_noise_is_drawn() -> None:
+    log: list[str] = []
+    kept: list[list[dict[str, Any]]] = []
+
+    def keep(records: list[dict[str, Any]]) -> None:
+        log.append("kept")
+        kept.append(records)
+
+    run = rounds(ledger=Ledger("default", delta=1e-5, keep=keep), streams=Watched(0, log))
+    for _ in range(2):
+        play(run)
+    assert [word for word in log if word in ("kept", "noise")] == ["kept", "noise", "kept", "noise"]
+    assert [[(r["round"], r["attempt"]) for r in records] for records in kept] == [[(1, 0)], [(1, 0), (2, 0)]]
+    again = Ledger("default", delta=1e-5)
+    again.load(json.loads(json.dumps(kept[-1])))
+    assert again.entries == run.ledger.entries
+
+
+def test_a_charge_that_cannot_be_kept_stops_the_release() -> None:
+    log: list[str] = []
+    disk = {"full": True}
+
+    def keep(records: list[dict[str, Any]]) -> None:
+        if disk["full"]:
+            raise OSError("no space left")
+
+    run = rounds(ledger=Ledger("default", delta=1e-5, keep=keep), streams=Watched(0, log))
+    before = run.progress
+    with pytest.raises(OSError, match="no space"):
+        play(run)
+    assert "noise" not in log
+    assert run.progress is before
+    assert (before.done, before.records, before.participations.sum()) == (0, [], 0)
+    assert not seen(run).any()
+    disk["full"] = False
+    assert {order.attempt for order in run.open().values()} == {1}  # in doubt it counts as charged
+    assert run.close([]).attempt == 1
+    assert "noise" in log
+    assert seen(run).all()
 
 
 def test_a_spent_budget_stops_the_round_before_anybody_is_asked() -> None:
@@ -356,6 +447,56 @@ def test_nobody_is_drawn_more_often_than_the_cap_and_the_cohort_shrinks_instead(
         assert [record.drawn for record in run.progress.records] == [4, 2, 0, 0]
 
 
+# Each of 400 in three rounds of twelve, and the same as cohorts of fixed size.
+CROWD = replace(PLAN, n_users=400, cohort=100, sums=(replace(SPEC, rounds=12),), max_participations=3)
+FIXED = replace(CROWD, unit="none", sums=(replace(SPEC, rounds=12, noise_multiplier=0.0),))
+
+
+def cohorts(plan: PrivacyPlan, roster: Sequence[int]) -> list[set[int]]:
+    """The users of each round, as rows of the whole roster."""
+    run, first = rounds(plan, roster=roster), np.cumsum([0, *roster])
+    out = []
+    while run.n_left:
+        out.append({int(first[shard]) + u for shard, order in run.open().items() for u in order.users})
+        record = run.close([])
+        assert record.drawn == len(out[-1])
+        assert LEARNER.divisor == plan.cohort  # whoever was drawn
+        assert run.progress.participations.max() <= plan.max_participations
+    taken = np.bincount([u for users in out for u in users], minlength=plan.n_users)
+    np.testing.assert_array_equal(run.progress.participations, taken)
+    return out
+
+
+def test_with_rounds_of_ones_own_the_cohort_varies_and_everybody_takes_part_exactly_k_times() -> None:
+    drawn = cohorts(CROWD, (250, 1, 149))
+    assert np.bincount([u for users in drawn for u in users], minlength=400).tolist() == [3] * 400
+    sizes = [len(users) for users in drawn]
+    assert sum(sizes) == 400 * 3
+    spread = math.sqrt(400 * 0.25 * 0.75)  # Binomial(400, 3/12); 12 rounds stray 6 stddevs for 1 seed in 4e7
+    assert all(abs(size - 100) < 6 * spread for size in sizes)
+    assert len(set(sizes)) > 1
+    uncapped = replace(FIXED, max_participations=12)
+    assert {len(users) for users in cohorts(uncapped, (250, 1, 149))} == {100}  # what a fixed cohort looks like
+
+
+def test_one_more_profile_leaves_the_rounds_of_everybody_else_as_they_were() -> None:
+    drawn, more = cohorts(CROWD, (250, 150)), cohorts(replace(CROWD, n_users=401), (250, 151))
+    assert [users - {400} for users in more] == drawn
+    assert sum(400 in users for users in more) == 3
+    drawn, more = cohorts(FIXED, (250, 150)), cohorts(replace(FIXED, n_users=401), (250, 151))
+    assert [users - {400} for users in more] != drawn  # a fixed cohort has to push somebody out
+
+
+def test_nodes_that_keep_count_never_refuse_a_round_of_ones_own() -> None:
+    run, nodes = rounds(OWN_ROUNDS), [node(shard, OWN_ROUNDS) for shard in range(3)]
+    while run.n_left:
+        record = run.close([answer(shard, order, nodes[shard]) for shard, order in run.open().items()])
+        assert (record.answered, record.refused) == (record.nodes, {})
+    assert [count for here in nodes for count in here.participations] == [2] * N
+    with pytest.raises(PrivacyRefused, match="cap"):  # the nodes would have noticed one more
+        answer(0, next(iter(rounds(OWN_ROUNDS).open().values())), nodes[0])
+
+
 def test_an_opened_round_that_is_never_closed_leaves_no_trace() -> None:
     run = rounds(replace(EXACT, cohort=2, max_participations=1))
     run.open()
@@ -379,7 +520,7 @@ def test_a_run_stopped_after_a_round_goes_on_as_if_it_never_stopped(stop: int) -
     ledger = Ledger("default", delta=1e-5)
     ledger.load(json.loads(json.dumps(part.ledger.to_records())))
     rest = rounds(plan, ledger=ledger, progress=part.progress)
-    while rest.left:
+    while rest.n_left:
         play(rest)
     np.testing.assert_array_equal(seen(rest), seen(whole))
     assert rest.ledger.entries == whole.ledger.entries

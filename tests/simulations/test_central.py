@@ -12,14 +12,13 @@ import torch
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners.contract import State
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
-from penchant.common.learners.neural.models import ModelConfig
+from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
 from penchant.common.streams import Streams
 from penchant.simulations import central
 from penchant.simulations.baselines import Popularity
 from penchant.simulations.central import CentralTraining, train
 from penchant.simulations.data.synthetic import synthetic
 from penchant.simulations.evaluation import evaluate
-from penchant.simulations.settings import MODELS, READS_HISTORY
 from penchant.simulations.simulate import _Released
 from penchant.simulations.splits import leave_last_out
 
@@ -91,7 +90,7 @@ def test_every_model_trains_learns_and_is_scored(name: str) -> None:
 
 def losses(name: str, lr: float) -> list[float]:
     """The mean training loss of each of eight epochs."""
-    inner = "_sequence_epoch" if name in READS_HISTORY else "_point_epoch"
+    inner = "_sequence_epoch" if reads_history(name) else "_point_epoch"
     original, means = getattr(central, inner), []
 
     def listening(*args: object) -> Iterator[torch.Tensor]:

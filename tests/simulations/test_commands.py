@@ -136,7 +136,7 @@ def test_without_an_out_a_new_folder_under_runs_is_made_each_time(
         # these show only once the data is there
         (["--cohort", "25"], "take --cohort 24"),
         (["--epsilon", "3", "--delta", "0.05"], "delta 0.05 is not below 1/24: take --delta 1e-05"),
-        (["--split", "random"], "no split 'random'; splits: leave-last-out"),
+        (["--split", "random"], "no split 'random'; choose from"),
         (["--data", "embeded"], "did you mean 'embedded'?"),
         (["--items", "items.csv"], "items goes with a CSV"),
         (["--config", "gone.toml"], "cannot read gone.toml"),

@@ -144,10 +144,11 @@ def test_any_csv_with_an_items_file(tmp_path: Path) -> None:
     [
         ("embeded", InvalidConfig, "did you mean 'embedded'?"),
         ("ml-1m", InvalidConfig, "give the path of GroupLens' zip"),
-        ("whatever", InvalidConfig, "names: embedded, ml-100k, synthetic"),
+        ("whatever", InvalidConfig, "choose from embedded, ml-100k, synthetic"),
         ("nowhere.csv", MalformedData, "nowhere.csv: no such file or folder"),
         ("no/where", MalformedData, "no/where: no such file or folder"),
         ("synthetic:user=3", InvalidConfig, "did you mean 'users'?"),
+        ("synthetic:zzz=3", InvalidConfig, "synthetic has no option 'zzz'; choose from "),
         ("synthetic:users=many", InvalidConfig, "users must be a whole number"),
         ("synthetic:drift=2", InvalidConfig, "drift must be in range"),
     ],

@@ -50,10 +50,11 @@ def filled(path: Path) -> RunFolder:
     """A folder with one file of each kind."""
     folder = RunFolder(path)
     folder.write_config(SimulationConfig(seed=3))
-    folder.write_partial(ROW, progress(), CHARGES, CURVE)
+    folder.write_charges(ROW, CHARGES)
+    folder.write_partial(ROW, progress(), CURVE)
     folder.write_row({"name": ROW, "ndcg": 0.1}, np.arange(3), {"ndcg@10": np.array([0.0, 0.5, 1.0])})
     folder.write_model(ROW, STATE, {"name": ROW, "learner": "fedavg"})
-    folder.append_rounds([{"row": ROW, "round": 1}, {"row": ROW, "round": 2}])
+    folder.write_rounds([{"row": ROW, "round": 1}, {"row": ROW, "round": 2}])
     folder.write_results({"schema_version": 1, "runs": []}, "<html>")
     return folder
 
@@ -64,22 +65,24 @@ def filled(path: Path) -> RunFolder:
 def test_a_checkpoint_comes_back_to_the_last_bit_and_shape(tmp_path: Path) -> None:
     kept = filled(tmp_path / "run").read_partial(ROW)
     assert kept is not None
-    again, charges, curve = kept
+    again, curve = kept
     assert again.state.keys() == STATE.keys()
     for name, values in STATE.items():
         assert (again.state[name].shape, again.state[name].dtype) == (values.shape, values.dtype)
         np.testing.assert_array_equal(again.state[name], values)
     assert again.participations.tolist() == [1, 0, 1]
-    assert (again.done, again.records, charges, curve) == (1, [RECORD], CHARGES, CURVE)
+    assert (again.done, again.records, curve) == (1, [RECORD], CURVE)
 
 
-def test_state_and_charges_of_a_checkpoint_are_always_of_one_round(tmp_path: Path) -> None:
+def test_charges_may_be_ahead_of_the_checkpoint_and_go_with_it(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
-    folder.write_partial(ROW, progress(2), CHARGES * 2, CURVE)
+    folder.write_charges(ROW, CHARGES * 2)  # charged, and stopped before the release was kept
     kept = folder.read_partial(ROW)
     assert kept is not None
-    assert (kept[0].done, len(kept[0].records), len(kept[1])) == (2, 2, 2)
-    assert len(list((folder.path / "partial").iterdir())) == 1  # one file holds them all
+    assert (kept[0].done, folder.read_charges(ROW)) == (1, CHARGES * 2)
+    folder.drop_partial(ROW)
+    assert not list((folder.path / "partial").iterdir())
+    assert folder.read_charges(ROW) == []
 
 
 def test_rows_models_rounds_and_results_come_back(tmp_path: Path) -> None:
@@ -140,6 +143,7 @@ FAULTS: list[Callable[[bytes], bytes]] = [
 ]
 READERS: list[tuple[str, Callable[[RunFolder], object]]] = [
     (f"partial/{ROW}.safetensors", lambda folder: folder.read_partial(ROW)),
+    (f"partial/{ROW}.ledger.json", lambda folder: folder.read_charges(ROW)),
     (f"rows/{ROW}.json", lambda folder: folder.read_row(ROW)),
     (f"rows/{ROW}.npz", lambda folder: folder.per_user(ROW)),
     (f"models/{ROW}.json", lambda folder: folder.read_model(ROW)),

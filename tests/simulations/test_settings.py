@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ from penchant.common import config
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import registry
+from penchant.common.learners.neural.models import MF, MODELS, Recipe, Recurrent, reads_history
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
 from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.streams import Streams
 from penchant.simulations.settings import (
-    CHOSEN_ON_PUBLIC,
-    MODELS,
-    READS_HISTORY,
+    PROFILES,
+    UNCHARGED,
     Federated,
     Row,
     SimulationConfig,
@@ -72,7 +74,7 @@ def named(found: list[Row]) -> list[str]:
         ({"unit": "none", "clip": 1.0}, "drop clip, or take --unit user"),
         ({"unit": "none", "sampling": "poisson"}, "drop --sampling, or take --unit user"),
         # units and models
-        *(({"unit": "interaction", "model": m}, "take --model mf or neumf") for m in READS_HISTORY),
+        *(({"unit": "interaction", "model": m}, "take --model mf or neumf") for m in MODELS if reads_history(m)),
         ({"unit": "interaction", "learner": "cooccurrence"}, "take --unit user or none"),
         ({"unit": "interaction", "sampling": "poisson"}, "drop --sampling"),
         ({"sampling": "poisson", "max_participations": 3}, "drop one of the two"),
@@ -166,7 +168,7 @@ def test_budgets_and_data_do_not_change_which_rows_there_are(name: str) -> None:
 def test_no_row_is_there_twice_and_each_federated_row_can_be_planned() -> None:
     for model in (None, *MODELS):
         for unit in (None, "user", "interaction", "none"):
-            if unit == "interaction" and model in READS_HISTORY:
+            if unit == "interaction" and model is not None and reads_history(model):
                 continue
             asked = SimulationConfig(model=model, unit=unit, rounds=2)
             found = rows(asked)
@@ -175,6 +177,33 @@ def test_no_row_is_there_twice_and_each_federated_row_can_be_planned() -> None:
             for row in found:
                 if row.kind == "federated":
                     assert federated(row, asked, 50).plan.unit == row.unit
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reads"), [(Recipe(MF, {}), False), (Recipe(partial(Recurrent, kind="gru"), {}), True)]
+)
+def test_a_row_in_the_models_is_all_that_a_new_model_needs(
+    recipe: Recipe, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidConfig, match="unknown model 'novel'"):
+        SimulationConfig(model="novel")
+    monkeypatch.setitem(MODELS, "novel", recipe)
+    assert reads_history("novel") is reads
+    asked, like = SimulationConfig(model="novel", rounds=2), SimulationConfig(model="gru" if reads else "mf", rounds=2)
+    assert rows(asked) == [replace(row, model="novel") if row.model else row for row in rows(like)]
+    for row in rows(asked):
+        if row.kind == "federated":
+            made = federated(row, asked, 50)
+            twin = federated(replace(row, model=like.model or ""), like, 50)
+            assert made.settings == {**twin.settings, "model": {"name": "novel"}}
+            assert registry.build(made.learner, made.settings, Catalogue(ids=("a", "b"))).init(Streams(0))
+    if reads:
+        with pytest.raises(InvalidConfig, match="take --model mf or neumf with unit interaction"):
+            SimulationConfig(model="novel", unit="interaction")
+    else:
+        assert SimulationConfig(model="novel", unit="interaction").model == "novel"
+        with pytest.raises(InvalidConfig, match="take --model mf or neumf or novel"):
+            SimulationConfig(model="gru", unit="interaction")
 
 
 # ---------------------------------------------------------------------------------------------------------- plans
@@ -226,7 +255,7 @@ def test_without_a_budget_a_private_row_takes_epsilon_8_and_a_delta_far_below_on
 
 def test_coins_are_charged_as_coins_and_need_less_noise_than_none() -> None:
     asked = SimulationConfig(epsilon=2.0, delta=1e-5, rounds=10, cohort=30)
-    plain = federated(USER_DP, asked, 600).plan
+    plain = federated(USER_DP, replace(asked, cohort=None), 600).plan  # everybody in every round
     coins = federated(USER_DP, replace(asked, sampling="poisson"), 600).plan
     promise = coins.guarantee()
     assert promise is not None
@@ -289,7 +318,7 @@ def test_a_plan_comes_back_from_its_json_and_settings_build_the_learner(row: Row
     again = PrivacyPlan.from_json(made.plan.to_json())
     assert again == made.plan
     assert again.digest == made.plan.digest
-    assert again.uncharged == ("k-core survival", CHOSEN_ON_PUBLIC)
+    assert again.uncharged == ("k-core survival", *UNCHARGED, *((PROFILES,) if again.unit == "user" else ()))
     assert federated(row, SimulationConfig(), 51).plan.digest != made.plan.digest
     plain = json.loads(json.dumps(made.settings))
     learner = registry.build(made.learner, plain, Catalogue(ids=tuple(map(str, range(9)))))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from penchant.common.errors import InvalidConfig
@@ -312,7 +313,7 @@ def test_a_run_stopped_in_every_federated_row_ends_as_the_run_that_never_stopped
     assert [c["round"] for c in charges["fedavg+user-dp"]] == [1, 2, 3, 4]
 
 
-def test_a_stop_between_release_and_checkpoint_runs_the_round_again_to_the_same_end(
+def test_a_round_that_was_charged_but_not_kept_is_charged_again_with_fresh_noise(
     whole: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "run")
@@ -329,9 +330,13 @@ def test_a_stop_between_release_and_checkpoint_runs_the_round_again_to_the_same_
             simulate(TINY, folder)
     kept = folder.read_partial("fedavg+user-dp")
     assert kept is not None
-    assert kept[0].done == 2
-    assert lasting(plain(simulate(TINY, folder))) == lasting(whole.results)
-    assert same_weights(folder.path, whole.path)
+    assert (kept[0].done, len(folder.read_charges("fedavg+user-dp"))) == (2, 3)
+    again, before = ({r["name"]: r for r in results["runs"]} for results in (simulate(TINY, folder), whole.results))
+    assert again["fedavg+user-dp"]["privacy"]["epsilon"] > before["fedavg+user-dp"]["privacy"]["epsilon"]
+    tries = [line["attempt"] for line in round_lines(folder.path) if line["row"] == "fedavg+user-dp"]
+    assert tries[:3] == [0, 0, 1]
+    assert not same_weights(folder.path, whole.path)
+    assert again["co-occurrence"]["metrics"] == before["co-occurrence"]["metrics"]  # no other row is touched
 
 
 def test_going_on_with_a_finished_run_computes_nothing(
@@ -433,3 +438,40 @@ def test_the_digest_tells_data_apart_that_share_a_name() -> None:
     one, same, other = (load(f"synthetic:users=24,items=40,interactions=10,topics=8,seed={seed}") for seed in (0, 0, 1))
     assert one.name == other.name
     assert digest(one) == digest(same) != digest(other)
+
+
+def test_the_digest_covers_every_column() -> None:
+    data = load("synthetic:users=24,items=40,interactions=10,topics=8,seed=0")
+    log = data.interactions
+    n = len(log)
+    other: dict[str, Any] = {
+        "offsets": np.append(0, log.offsets[1:] - (np.arange(1, 25) == 1)),
+        "items": log.items[::-1],
+        "times": log.times + 1,
+        "strengths": log.strengths / 2,
+        "events": np.zeros(n, np.uint8),
+        "event_names": ("listen",),
+        "context": {"device": np.array(["phone"] * n, object)},
+    }
+    assert other.keys() | {"n_items", "users"} == {f.name for f in fields(log)}  # the first is the catalogue's
+    changed = [replace(log, **{name: column}) for name, column in other.items()]
+    changed.append(replace(log, context={"device": np.array(["tv"] * n, object)}))
+    changed.append(replace(log, context={"place": np.array(["tv"] * n, object)}))
+    digests = [digest(replace(data, interactions=one)) for one in (log, *changed)]
+    assert len(set(digests)) == len(digests)
+    assert digest(replace(data, interactions=replace(log))) == digests[0]
+
+
+def test_a_simulation_gives_torch_its_threads_back_even_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, within = torch.get_num_threads(), []
+    monkeypatch.setattr("penchant.simulations.simulate.load", lambda *_, **__: within.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(AttributeError):
+            simulate(TINY, RunFolder(tmp_path / "run"))
+        assert torch.get_num_threads() == 3
+        assert within == [1]
+    finally:
+        torch.set_num_threads(before)

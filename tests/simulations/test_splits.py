@@ -180,7 +180,7 @@ def test_folds_hold_everybody_out_exactly_once(n: int, k: int, seed: int) -> Non
     [
         ("leave-last-outt", "did you mean 'leave-last-out'?"),
         ("5-fold-users", "did you mean '5-fold-users:0'?"),
-        ("random", "splits: leave-last-out"),
+        ("random", "choose from 5-fold-users:0, global-time, held-out-users, leave-last-out"),
         ("5-fold-users:5", "fold must be from 0 to 4"),
         ("1-fold-users:0", "folds must be from 2"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import Array
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
@@ -73,15 +73,15 @@ def learners(name: str, options: Mapping[str, Any]) -> Learner:
     return registry.build(name, options, CATALOGUE)
 
 
-def host(shard: int, nodes: int) -> Node:
+def host(shard: int, nodes: int, plan: PrivacyPlan) -> Node:
     roster = shard_sizes(N_USERS, nodes)
     first = sum(roster[:shard])
-    return Node(PEOPLE.select(range(first, first + roster[shard])), learners, Streams(9), first_user=first)
+    return Node(PEOPLE.select(range(first, first + roster[shard])), learners, Streams(9), plan=plan, first_user=first)
 
 
-def honest(nodes: int) -> ClientApp:
+def honest(nodes: int, plan: PrivacyPlan) -> ClientApp:
     """Nodes that are made anew for every message, as in a worker process that never served them before."""
-    return client_app(lambda shard: host(shard, nodes))
+    return client_app(lambda shard: host(shard, nodes, plan))
 
 
 def play(
@@ -89,14 +89,14 @@ def play(
 ) -> list[RoundRecord]:
     """The run through both of Flower's apps in this process."""
     server = server_app(lambda: run, after, gather_s=0.0)
-    run_local(server, app or honest(n_nodes), n_nodes)
+    run_local(server, app or honest(n_nodes, run.plan), n_nodes)
     return run.progress.records
 
 
 def by_hand(run: Rounds, nodes: int = 3, *, absent: Iterable[int] = ()) -> list[RoundRecord]:
     """The run by calling both sides."""
-    hosts = [host(shard, nodes) for shard in range(nodes)]
-    while run.left:
+    hosts = [host(shard, nodes, run.plan) for shard in range(nodes)]
+    while run.n_left:
         orders, state = run.open(), run.learner.released(run.state)
         run.close(
             Reply(node=shard, round=order.round, arrays=hosts[shard].answer(order, state))
@@ -128,7 +128,7 @@ def test_flowers_apps_do_exactly_what_calling_both_sides_does(plan: PrivacyPlan)
     manual, flower = rounds(plan), rounds(plan)
     by_hand(manual)
     play(flower)
-    assert flower.left == 0
+    assert flower.n_left == 0
     assert "vectors" in flower.state
     for name, values in manual.state.items():
         np.testing.assert_array_equal(flower.state[name], values)
@@ -194,7 +194,7 @@ def test_a_node_that_fails_is_counted_and_the_round_goes_on_without_it(error: Ex
     def node(shard: int) -> Node:
         if shard == 1:
             raise error
-        return host(shard, 3)
+        return host(shard, 3, run.plan)
 
     run, without = rounds(NOISY), rounds(NOISY)
     records = play(run, client_app(node))
@@ -206,7 +206,7 @@ def test_a_node_that_fails_is_counted_and_the_round_goes_on_without_it(error: Ex
 
 def test_a_node_that_never_came_counts_as_absent() -> None:
     run, without = rounds(NOISY), rounds(NOISY)
-    records = play(run, honest(3), n_nodes=2)
+    records = play(run, honest(3, run.plan), n_nodes=2)
     by_hand(without, absent=[2])
     assert [record.answered for record in records] == [2, 2]
     assert_same(run.state, without.state)
@@ -215,13 +215,52 @@ def test_a_node_that_never_came_counts_as_absent() -> None:
 def test_two_nodes_that_claim_one_part_of_the_roster_stop_the_run() -> None:
     class Twins(LocalGrid):
         def __init__(self) -> None:
-            super().__init__(honest(3), 3)
+            super().__init__(honest(3, NOISY), 3)
             for context in self._contexts.values():
                 context.node_config["partition-id"] = 0
 
     with pytest.raises(PenchantError, match="3 nodes answered"):
         server_side.enrol(Twins(), 1.0)
-    assert server_side.enrol(LocalGrid(honest(3), 3), 1.0) == {1: 0, 2: 1, 3: 2}
+    assert server_side.enrol(LocalGrid(honest(3, NOISY), 3), 1.0) == {1: 0, 2: 1, 3: 2}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RecordDict({}),
+        RecordDict({"enrolment": MetricRecord({})}),
+        RecordDict({"enrolment": MetricRecord({"partition": [0, 1]})}),
+        RecordDict({"enrolment": MetricRecord({"partition": math.nan})}),
+        RecordDict({"enrolment": MetricRecord({"partition": math.inf})}),
+        RecordDict({"enrolment": MetricRecord({"partition": 0.5})}),
+        RecordDict({"enrolment": ConfigRecord({"partition": "0"})}),
+        RecordDict({"enrolment": ConfigRecord({"partition": 0})}),
+        RecordDict({"enrolment": ArrayRecord({"partition": Array(np.zeros(1))})}),
+        None,
+    ],
+)
+def test_a_node_whose_enrolment_cannot_be_read_counts_as_absent(
+    answer: RecordDict | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, good = ClientApp(), honest(3, NOISY)
+
+    @app.query()
+    def enrol(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] != 0:
+            return good(message, context)
+        return Message(Error(7) if answer is None else answer, reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return good(message, context)
+
+    run, without = rounds(NOISY), rounds(NOISY)
+    with caplog.at_level("WARNING", logger="penchant.server"):
+        records = play(run, app)
+    by_hand(without, absent=[0])
+    assert [record.answered for record in records] == [2, 2]
+    assert_same(run.state, without.state)
+    assert caplog.text.count("does not say which part of the roster") == 1
 
 
 def test_nobody_at_all_stops_the_run() -> None:
@@ -237,11 +276,11 @@ def test_the_start_waits_for_nodes_that_come_late_but_not_for_ever(caplog: pytes
             self.asked += 1
             return list(super().get_node_ids())[: self.asked - 1]
 
-    late = Slow(honest(2), 2)
+    late = Slow(honest(2, NOISY), 2)
     server_side.gather(late, 2, wait_s=60.0)
     assert late.asked == 3  # none, one, both
-    with caplog.at_level("WARNING"):
-        server_side.gather(LocalGrid(honest(2), 2), 3, wait_s=0.0)
+    with caplog.at_level("WARNING", logger="penchant.server"):
+        server_side.gather(LocalGrid(honest(2, NOISY), 2), 3, wait_s=0.0)
     assert "2 of 3 nodes" in caplog.text
 
 
@@ -250,7 +289,7 @@ def test_a_spent_budget_ends_the_run_before_any_device_is_called() -> None:
 
     def node(shard: int) -> Node:
         asked.append(shard)
-        return host(shard, 3)
+        return host(shard, 3, run.plan)
 
     budget = gaussian.epsilon_of(1 / 0.5, 1e-5)  # the counts, not the matrix
     run = rounds(replace(NOISY, cohort=12), ledger=Ledger("default", delta=1e-5, budget=budget))
@@ -263,9 +302,9 @@ def test_a_spent_budget_ends_the_run_before_any_device_is_called() -> None:
 # -------------------------------------------------------------------------------------------------------- hostile
 
 
-def lying(change: Callable[[RecordDict], RecordDict]) -> ClientApp:
+def lying(change: Callable[[RecordDict], RecordDict], plan: PrivacyPlan = NOISY) -> ClientApp:
     """An app whose node 0 changes what it sends, and whose others are honest."""
-    app, good = ClientApp(), honest(3)
+    app, good = ClientApp(), honest(3, plan)
 
     @app.query()
     def enrol(message: Message, context: Context) -> Message:
@@ -338,7 +377,7 @@ def test_a_broken_message_is_counted_and_is_as_if_it_never_came(
 @given(data=st.binary(max_size=60) | st.binary(max_size=60).map(lambda tail: HEADER + tail))
 def test_no_bytes_in_place_of_an_array_bring_the_server_down(data: bytes) -> None:
     run = rounds(replace(EXACT, cohort=12))
-    records = play(run, lying(with_sum(npy(data))))
+    records = play(run, lying(with_sum(npy(data)), run.plan))
     assert [record.answered for record in records] == [2, 2]
 
 

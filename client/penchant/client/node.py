@@ -1,7 +1,8 @@
 """The device's part of a round: check the order, compute each hosted person's contribution, clip, sum.
 
 A node is a phone that hosts one person, a hub that hosts four, or a simulation worker that hosts a million; this code
-is the same. It keeps for each person how often they took part and refuses past the plan's cap. That count is also in
+is the same. It answers only under the plan its people enrolled with, keeps for each person how often they took part and
+refuses past that plan's cap: as every participation costs the same, that is the person's budget. The count is also in
 the name of their random stream: an order sent again, whatever round, try or state it claims, never meets the same noise
 twice.
 """
@@ -9,6 +10,7 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from penchant.common.arrays import Arrays, Int64
 from penchant.common.errors import PrivacyRefused
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy import accounting
+from penchant.common.privacy.accounting import Bound
+from penchant.common.privacy.plan import PrivacyPlan
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
 
@@ -30,6 +35,7 @@ class Node:
     Args:
         histories: of its own users.
         learners: builds the learner that an order names.
+        plan: the one its people enrolled under; an order with another is refused.
         streams: where local randomness comes from; seeded only in research.
         first_user: added to a user's row in the names of streams, so that in a simulation a person's randomness does
             not depend on which node hosts them.
@@ -42,11 +48,12 @@ class Node:
         learners: Learners,
         streams: Streams,
         *,
+        plan: PrivacyPlan,
         first_user: int = 0,
         participations: Int64 | None = None,
     ) -> None:
         self._histories, self._learners, self._streams = histories, learners, streams
-        self._first_user = first_user
+        self._first_user, self._plan, self._digest = first_user, plan, plan.digest
         self.participations = np.zeros(histories.n_users, np.int64) if participations is None else participations
         self._built: tuple[str, Learner] | None = None
 
@@ -54,16 +61,18 @@ class Node:
         """The sum of the drawn people's clipped contributions.
 
         Raises:
-            PrivacyRefused: a user that is not hosted here, drawn twice, or past the plan's participation cap; or a plan
-                that promises other noise on the device than the learner adds.
+            PrivacyRefused: another plan than the one enrolled under; a user that is not hosted here, drawn twice, or
+                past the plan's participation cap; or a learner that adds other noise than the plan promises.
         """
-        learner, spec = self._learner(order), order.plan.spec(order.round)
-        if learner.device_noise != order.plan.device:
+        if order.plan.digest != self._digest:
+            raise PrivacyRefused("the order's plan is not the one that people here enrolled under")
+        learner, spec = self._learner(order), self._plan.spec(order.round)
+        if learner.device_noise != self._plan.device:
             raise PrivacyRefused("the learner does not add the noise on the device that the plan promises")
         users = np.asarray(order.users, np.int64)
         if len(np.unique(users)) != len(users) or (len(users) and not 0 <= users.min() <= users.max() < self.n_users):
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
-        if (self.participations[users] >= order.plan.max_participations).any():
+        if (self.participations[users] >= self._plan.max_participations).any():
             raise PrivacyRefused("the order would take a user past the plan's participation cap")
         self.participations[users] += 1
 
@@ -73,6 +82,17 @@ class Node:
             return self._streams.get("local", order.round, order.attempt, self._first_user + user, taken)
 
         return learner.partial_sum(state, self._histories.select(users), spec.clip_norm, random)
+
+    def spent(self, user: int) -> Bound:
+        """ε of everything that left this device about one of its people, over all rounds (unit interaction).
+
+        With other units the device adds no noise, and what it spends is the server's ledger to say.
+        """
+        event = self._plan.device_event()
+        times = int(self.participations[user])
+        if event is None or times == 0:
+            return accounting.epsilon((), self._plan.delta)
+        return accounting.epsilon((replace(event, count=event.count * times),), self._plan.delta)
 
     @property
     def n_users(self) -> int:

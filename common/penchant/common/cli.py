@@ -10,7 +10,6 @@ Exit codes: 0 done; 1 an error of ours that none below fits; 2 an option, config
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
@@ -48,9 +47,9 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments:"):
             unknown = message.split()[2].split("=")[0]
             known = [o for action in self._actions for o in action.option_strings]
-            close = difflib.get_close_matches(unknown, known, n=1)
-            message = f"unknown {'option' if unknown.startswith('-') else 'argument'} {unknown}"
-            message += f"; did you mean {close[0]}?" if close else ""
+            message = f"unknown argument {unknown}"
+            if unknown.startswith("-"):
+                message = f"unknown option {unknown}{did_you_mean(unknown, known)}"
         if message.startswith("argument COMMAND: invalid choice:"):
             unknown = message.split("'")[1]
             known = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]

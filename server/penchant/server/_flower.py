@@ -90,11 +90,11 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         run = rounds()
-        if run.left:
+        if run.n_left:
             gather(grid, run.n_nodes, gather_s)
             strategy = PrivateSumStrategy(run, enrol(grid, timeout_s), after_round)
             first = to_record(run.learner.released(run.state))
-            strategy.start(grid=grid, initial_arrays=first, num_rounds=run.left, timeout=timeout_s)
+            strategy.start(grid=grid, initial_arrays=first, num_rounds=run.n_left, timeout=timeout_s)
 
     return app
 
@@ -110,7 +110,7 @@ def gather(grid: Grid, n_nodes: int, wait_s: float) -> None:
 
 
 def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:
-    """Asks every node which part of the roster it is.
+    """Asks every node which part of the roster it is. One whose answer cannot be read counts as absent.
 
     Raises:
         PenchantError: no node, or two that claim the same part.
@@ -118,9 +118,12 @@ def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:
     asked = [Message(RecordDict({}), dst_node_id=node, message_type=MessageType.QUERY) for node in grid.get_node_ids()]
     shards = {}
     for reply in grid.send_and_receive(asked, timeout=timeout_s):
-        if not reply.has_error():
-            where = reply.content.metric_records["enrolment"]["partition"]
-            shards[reply.metadata.src_node_id] = int(where)  # type: ignore[arg-type]  # a MetricRecord holds numbers
+        found = None if reply.has_error() else reply.content.metric_records.get("enrolment")
+        where = None if found is None else found.get("partition")
+        if isinstance(where, int):
+            shards[reply.metadata.src_node_id] = where
+        else:
+            log.warning("a node does not say which part of the roster it is; it counts as absent")
     if not shards or len(set(shards.values())) != len(shards):
         raise PenchantError(f"{len(shards)} nodes answered, and each must be a part of the roster of its own")
     return shards

@@ -21,7 +21,7 @@ from penchant.common.arrays import Int64
 from penchant.common.errors import InvalidConfig, MalformedContribution
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy.ledger import Ledger
-from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.plan import Guarantee, PrivacyPlan
 from penchant.common.privacy.sampling import draw
 from penchant.common.privacy.sums import PrivateSum
 from penchant.common.streams import Streams
@@ -112,8 +112,13 @@ class Rounds:
         return len(self._roster)
 
     @property
-    def left(self) -> int:
+    def n_left(self) -> int:
+        """Rounds not released yet."""
         return self.plan.rounds - self.progress.done
+
+    def guarantee(self, rounds: int | None = None) -> Guarantee | None:
+        """What holds after so many rounds (all if None), rounds that were charged again included."""
+        return self.plan.guarantee(rounds, self.ledger.neighbours, self.ledger.repeated)
 
     @property
     def state(self) -> State:
@@ -132,7 +137,7 @@ class Rounds:
         self._started = time.perf_counter()
         self._attempt = self.ledger.attempts(number)
         self._participations = self.progress.participations.copy()
-        drawn = draw(self.plan, self._participations, self._streams.get("cohort", number, self._attempt))
+        drawn = draw(self.plan, number, self._attempt, self._participations, self._streams)
         nodes = np.searchsorted(self._first, drawn, side="right") - 1
         self._asked = {
             int(node): Order(
@@ -173,6 +178,8 @@ class Rounds:
                 refused[reason] += 1
         event = self.plan.event(number)
         receipt = None if event is None else self.ledger.charge(number, event)
+        if receipt is not None:  # of the charge itself: no two charges ever share their noise
+            self._attempt = self.ledger.entries[receipt.entry].attempt
         noisy = total.release(self._streams.get("noise", number, self._attempt), receipt)
         drawn = sum(len(order.users) for order in self._asked.values())
         record = RoundRecord(

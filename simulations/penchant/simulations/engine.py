@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner
 from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.plan import PrivacyPlan
 from penchant.common.streams import Streams
 from penchant.server._flower import AfterRound, server_app
 from penchant.server.rounds import Progress, Rounds
@@ -51,6 +52,7 @@ def run(
     after_round: AfterRound,
     progress: Progress | None = None,
     charges: list[dict[str, Any]] | None = None,
+    keep_charges: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Rounds:
     """Runs every round that is left.
 
@@ -59,12 +61,13 @@ def run(
         where: torch device of the nodes.
         after_round: called after each release, with what a checkpoint needs.
         progress, charges: of an earlier, interrupted run.
+        keep_charges: called with all charges before each release.
     """
     n_users = population.histories.n_users
     roster = shard_sizes(n_users, nodes)
     streams = Streams(seed).child(name)
     plan = row.plan
-    ledger = Ledger(plan.population, delta=plan.delta)
+    ledger = Ledger(plan.population, delta=plan.delta, keep=keep_charges)
     if charges:
         ledger.load(charges)
     learner = registry.build(row.learner, row.settings, population.catalogue, where=where)
@@ -81,14 +84,14 @@ def run(
     clients = streams.seed("clients")
     if engine == "local":
         taken = None if progress is None else progress.participations
-        hosts = {shard: _node(population, roster, shard, clients, where, taken) for shard in range(len(roster))}
+        hosts = {shard: _node(population, plan, roster, shard, clients, where, taken) for shard in range(len(roster))}
         run_local(server, client_app(hosts.__getitem__), len(roster))
     else:
         with tempfile.TemporaryDirectory(prefix="penchant-") as folder:
             save_population(population, Path(folder))
             if progress is not None:
                 np.save(Path(folder) / "participations.npy", progress.participations)
-            worker = _WorkerNode(folder, roster, clients, where)
+            worker = _WorkerNode(folder, plan, roster, clients, where)
             run_flower(server, client_app(worker), len(roster), gpus=0.5 if where == "cuda" else 0.0)
     return rounds
 
@@ -108,6 +111,7 @@ class _WorkerNode:
     """Makes a node in a worker process of Flower's engine, from files; only this small object travels."""
 
     folder: str
+    plan: PrivacyPlan
     roster: tuple[int, ...]
     seed: int
     where: str
@@ -121,11 +125,12 @@ def _worker_node(spec: _WorkerNode, shard: int) -> Node:
     folder = Path(spec.folder)
     taken = folder / "participations.npy"
     counts = np.load(taken) if taken.exists() else None
-    return _node(load_population(folder), spec.roster, shard, spec.seed, spec.where, counts)
+    return _node(load_population(folder), spec.plan, spec.roster, shard, spec.seed, spec.where, counts)
 
 
 def _node(
     population: Population,
+    plan: PrivacyPlan,
     roster: tuple[int, ...],
     shard: int,
     seed: int,
@@ -141,7 +146,7 @@ def _node(
 
     counts = None if taken is None else taken[own].copy()
     histories = population.histories.select(own)
-    return Node(histories, learners, Streams(seed), first_user=first, participations=counts)
+    return Node(histories, learners, Streams(seed), plan=plan, first_user=first, participations=counts)
 
 
 def save_population(population: Population, folder: Path) -> None:

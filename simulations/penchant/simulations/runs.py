@@ -6,7 +6,7 @@
     report.html          one self-contained file to look at
     models/ROW.*         what each federated row would release: safetensors, and a manifest in JSON
     rows/ROW.json|npz    a finished row, and its figures for each person (for paired comparisons)
-    partial/ROW.*        the checkpoint of the row that was interrupted
+    partial/ROW.*        the checkpoint and the charges of the row that was interrupted
 
 Every file is written beside its name and moved there, so that it is whole or absent.
 """
@@ -97,13 +97,29 @@ class RunFolder:
 
     # the row at work
 
-    def write_partial(
-        self, row: str, progress: Progress, charges: list[dict[str, Any]], curve: list[dict[str, Any]]
-    ) -> None:
-        """One file, so that state and charges can never be of different rounds."""
+    def write_charges(self, row: str, charges: list[dict[str, Any]]) -> None:
+        """What the row's ledger holds, before anything of it is released."""
+        self._write(f"partial/{file_name(row)}.ledger.json", _json({"charges": charges}))
+
+    def read_charges(self, row: str) -> list[dict[str, Any]]:
+        """The charges of an interrupted row; perhaps one more than its checkpoint has rounds.
+
+        Raises:
+            MalformedData: its file is damaged.
+        """
+        path = self.path / "partial" / f"{file_name(row)}.ledger.json"
+        if not path.exists():
+            return []
+        try:
+            charges: list[dict[str, Any]] = self._read_json(path)["charges"]
+        except KeyError:
+            raise self._damaged(path) from None
+        return charges
+
+    def write_partial(self, row: str, progress: Progress, curve: list[dict[str, Any]]) -> None:
+        """The checkpoint after a round, in one file."""
         record = {
             "done": progress.done,
-            "charges": charges,
             "curve": curve,
             "records": [asdict(r) for r in progress.records],
         }
@@ -112,8 +128,8 @@ class RunFolder:
         metadata = {"progress": json.dumps(record)}
         self._write(f"partial/{file_name(row)}.safetensors", save(arrays, metadata))
 
-    def read_partial(self, row: str) -> tuple[Progress, list[dict[str, Any]], list[dict[str, Any]]] | None:
-        """The checkpoint of an interrupted row, its charges and its curve; None where there is none.
+    def read_partial(self, row: str) -> tuple[Progress, list[dict[str, Any]]] | None:
+        """The checkpoint of an interrupted row, and its curve; None where there is none.
 
         Raises:
             MalformedData: its file is damaged.
@@ -127,15 +143,16 @@ class RunFolder:
             state = {name.removeprefix("state/"): v for name, v in arrays.items() if name.startswith("state/")}
             records = [RoundRecord(**r) for r in record["records"]]
             progress = Progress(state, arrays["participations"], record["done"], records)
-            return progress, record["charges"], record["curve"]
+            return progress, record["curve"]
         except (SafetensorError, KeyError, TypeError, ValueError):
             raise self._damaged(path) from None
 
     def drop_partial(self, row: str) -> None:
-        (self.path / "partial" / f"{file_name(row)}.safetensors").unlink(missing_ok=True)
+        for ending in ("safetensors", "ledger.json"):
+            (self.path / "partial" / f"{file_name(row)}.{ending}").unlink(missing_ok=True)
 
-    def append_rounds(self, lines: list[Mapping[str, Any]]) -> None:
-        """Rewrites rounds.jsonl with these lines: small, and never torn."""
+    def write_rounds(self, lines: list[Mapping[str, Any]]) -> None:
+        """rounds.jsonl, whole and new each time: it is small, and so never torn."""
         self._write("rounds.jsonl", b"".join(_json(line, indent=None) for line in lines))
 
     # what the run leaves behind

@@ -16,15 +16,19 @@ from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import cooccurrence
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
+from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
-from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, Sampling, SumSpec, Unit
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, Sampling, SumSpec, Unit, expected_cohort
 from penchant.common.taste import TasteConfig
 
 LearnerName = Literal["fedavg", "cooccurrence"]
 Kind = Literal["floor", "not private", "federated"]
-MODELS = ("mf", "neumf", "gru", "lstm", "cnn-lstm", "transformer")
-READS_HISTORY = MODELS[2:]
-CHOSEN_ON_PUBLIC = "settings were chosen on public MovieLens data"
+UNCHARGED = (
+    "settings were chosen on public MovieLens data",
+    "the number of users is public",
+    "accuracy, curves and counts here are exact",
+)
+PROFILES = "a person enrolled m times counts m times (m·μ)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +123,11 @@ class SimulationConfig:
                     raise InvalidConfig(f"unit none promises nothing: drop {name}, or take --unit user")
             if self.sampling == "poisson":
                 raise InvalidConfig("unit none has no coins to account for: drop --sampling, or take --unit user")
-        if self.unit == "interaction" and self.model in READS_HISTORY:
+        if self.unit == "interaction" and self.model is not None and reads_history(self.model):
+            others = " or ".join(name for name in MODELS if not reads_history(name))
             raise InvalidConfig(
-                f"model {self.model} reads the history, so one interaction enters many samples: take --model mf or "
-                "neumf with unit interaction, or --unit user"
+                f"model {self.model} reads the history, so one interaction enters many samples: take --model {others} "
+                "with unit interaction, or --unit user"
             )
         if self.learner == "cooccurrence":
             if self.model is not None:
@@ -135,6 +140,8 @@ class SimulationConfig:
                     raise InvalidConfig(f"learner cooccurrence has no {name}: drop {option}, or take --learner fedavg")
         if self.unit == "interaction" and self.sampling == "poisson":
             raise InvalidConfig("unit interaction samples interactions on the device: drop --sampling")
+        if self.cohort is not None and self.max_participations is not None and self.unit in (None, "user"):
+            raise InvalidConfig("cohort and max_participations decide the same thing with unit user: drop one of them")
         if self.sampling == "poisson" and self.max_participations is not None:
             raise InvalidConfig("poisson sampling has no participation cap: drop one of the two")
 
@@ -162,7 +169,7 @@ def rows(config: SimulationConfig) -> list[Row]:
     central = Row("central", "not private", model=model)
     others = [Row("item-knn", "not private"), Row("ease", "not private"), central]
     units: tuple[Unit, ...] = tuple(u for u in get_args(Unit) if config.unit in (None, u))
-    if model in READS_HISTORY:
+    if reads_history(model):
         units = tuple(u for u in units if u != "interaction")
     names = {"none": "fedavg", "interaction": "fedavg+opacus", "user": "fedavg+user-dp"}
     federated: list[Row] = []
@@ -197,7 +204,7 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
         raise InvalidConfig(f"cohort {settings.cohort} is larger than the {n_users} users: take --cohort {n_users}")
     if row.unit != "none" and settings.delta is not None and settings.delta >= 1 / n_users:
         raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {_delta(n_users):g}")
-    uncharged = (*uncharged, CHOSEN_ON_PUBLIC)
+    uncharged = (*uncharged, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
     if row.learner == "cooccurrence":
         return _cooccurrence(row, settings, n_users, uncharged)
     if row.unit == "interaction":
@@ -245,7 +252,11 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     rounds = settings.rounds or (4 if private else 20)
     cohort = settings.cohort or (n_users if private else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
-    cap = rounds if sampling == "poisson" else min(settings.max_participations or rounds, rounds)
+    cap = min(settings.max_participations or rounds, rounds)
+    if private and sampling == "none":  # each profile has k rounds of its own, and the cohort follows
+        if settings.cohort is not None:
+            cap = math.ceil(rounds * settings.cohort / n_users)
+        cohort = expected_cohort(n_users, cap, rounds)
     clip = (settings.clip or 0.1) if private else math.inf
 
     def plan(sigma: float) -> PrivacyPlan:
@@ -261,7 +272,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
             uncharged=uncharged,
         )
 
-    reads = row.model in READS_HISTORY
+    reads = reads_history(row.model)
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
@@ -318,5 +329,5 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
 
 
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
-    lr = settings.lr or (0.5 if model in READS_HISTORY else 0.05)
+    lr = settings.lr or (0.5 if reads_history(model) else 0.05)
     return {"epochs": settings.local_epochs or 1, "lr": lr}

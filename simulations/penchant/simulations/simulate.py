@@ -13,7 +13,8 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +93,18 @@ class NoSharing:
         return taste.scores(self.catalogue.content, nothing, histories, FLOOR_TASTE)
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Its operations here are small: nodes run in threads instead. Afterwards the process has its own number again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_torch_thread()
 def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None = None) -> dict[str, Any]:
     """Runs every row that is not finished yet and writes the report.
 
@@ -102,7 +115,6 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     """
     if folder.holds_other(settings):
         raise InvalidConfig(f"{folder.path} holds a run with other settings: take another folder")
-    torch.set_num_threads(1)  # its operations here are small: nodes run in threads instead
     data = load_data(settings)
     parts = split(settings.split, data.interactions, settings.seed)
     if not parts.targets.lengths.any():
@@ -113,8 +125,8 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     plans = {row.name: run.plan(row) for row in wanted if row.kind == "federated"}
     folder.write_config(settings)
     done = [run.row(row, plans.get(row.name)) for row in wanted]
-    folder.append_rounds(run.rounds)  # again, as a row done again may not be the last
-    results = run.results(done)
+    folder.write_rounds(run.rounds)  # again, as a row done again may not be the last
+    results = run.results(done, plans)
     folder.write_results(results, report.render(results))
     return results
 
@@ -138,10 +150,13 @@ def peak_rss_mb() -> float:
 
 
 def digest(data: Dataset) -> str:
-    """Of catalogue and interactions, in hex: what tells data apart that share a name."""
-    found = hashlib.sha256(data.catalogue.version.encode())
-    for column in (data.interactions.offsets, data.interactions.items, data.interactions.times):
+    """Of catalogue and interactions, every column but users' names, in hex: what tells data apart that share a name."""
+    found, log = hashlib.sha256(data.catalogue.version.encode()), data.interactions
+    columns = [log.offsets, log.items, log.times, log.strengths]
+    for column in columns if log.events is None else [*columns, log.events]:
         found.update(np.ascontiguousarray(column).tobytes())
+    for words in (log.event_names, *((name, *map(str, log.context[name])) for name in sorted(log.context))):
+        found.update(("\x1f".join(words) + "\x1e").encode())
     return found.hexdigest()[:16]
 
 
@@ -173,7 +188,8 @@ class _Run:
         self.rounds: list[Mapping[str, Any]] = []
 
     def plan(self, row: Row) -> Federated:
-        return federated(row, self.settings, self.population.histories.n_users, self.data.cleaning.uncharged)
+        uncharged = (*self.data.cleaning.uncharged, *self.split.uncharged)
+        return federated(row, self.settings, self.population.histories.n_users, uncharged)
 
     def row(self, row: Row, plan: Federated | None) -> dict[str, Any]:
         """One row, from the folder where it is finished."""
@@ -249,7 +265,7 @@ class _Run:
     def _federated(self, row: Row, plan: Federated) -> tuple[Scorer, dict[str, Any]]:
         self.watch.begin(row.name, plan.plan.rounds)
         kept = self.folder.read_partial(row.name)
-        progress, charges, curve = kept or (None, None, [])
+        progress, curve = kept or (None, [])
         for _ in progress.records if progress else ():
             self.watch.step("")
         every = max(1, math.ceil(plan.plan.rounds / CURVE_POINTS))
@@ -258,9 +274,9 @@ class _Run:
             words = f"{record.drawn} users"
             if record.round % every == 0 or record.round == plan.plan.rounds:
                 value = self._metric(run.learner, run.state)
-                curve.append({"round": record.round, METRIC: value, "epsilon": epsilon(plan, record.round)})
+                curve.append({"round": record.round, METRIC: value, "epsilon": epsilon(run, record.round)})
                 words += f", NDCG@10 {value:.2%}"
-            self.folder.write_partial(row.name, run.progress, run.ledger.to_records(), curve)
+            self.folder.write_partial(row.name, run.progress, curve)
             self.watch.step(words)
 
         rounds = engine.run(
@@ -273,14 +289,15 @@ class _Run:
             where=self.where,
             after_round=after_round,
             progress=progress,
-            charges=charges,
+            charges=self.folder.read_charges(row.name),
+            keep_charges=lambda charges: self.folder.write_charges(row.name, charges),
         )
         records = rounds.progress.records
         lines = [{"row": row.name, **asdict(record)} for record in records]
         self.rounds += lines
-        self.folder.append_rounds(self.rounds)
+        self.folder.write_rounds(self.rounds)
         seconds = sum(record.seconds for record in records)
-        promise = plan.plan.guarantee()
+        promise = rounds.guarantee()
         released = Learner.released(rounds.state)
         privacy = None if promise is None else asdict(promise)
         manifest = {
@@ -299,6 +316,7 @@ class _Run:
             "privacy_note": str(promise) if promise else "exact: not private",
             "curve": curve,
             "rounds": lines,
+            "charges": rounds.ledger.to_records(),
             "seconds": seconds,
             "clients_per_second": sum(r.drawn for r in records) / max(seconds, 1e-9),
             "bytes_up": sum(r.bytes_up for r in records),
@@ -326,7 +344,7 @@ class _Run:
             out[floor] = asdict(paired_difference(found.per_user[METRIC], other, seed=self.settings.seed))
         return out
 
-    def results(self, done: list[dict[str, Any]]) -> dict[str, Any]:
+    def results(self, done: list[dict[str, Any]], plans: Mapping[str, Federated]) -> dict[str, Any]:
         data, parts = self.data, self.split
         return {
             "schema_version": SCHEMA_VERSION,
@@ -348,24 +366,25 @@ class _Run:
             "seed": self.settings.seed,
             "engine": self.settings.engine,
             "command": f"penchant simulate --config {shlex.quote(str(self.folder.path / 'config.toml'))}",
-            "budget_note": budget_note(self.settings),
-            "runs": [{k: v for k, v in row.items() if k not in ("rounds", "data_digest")} for row in done],
+            "budget_note": budget_note(self.settings, plans),
+            "runs": [{k: v for k, v in row.items() if k not in ("rounds", "charges", "data_digest")} for row in done],
         }
 
 
-def budget_note(settings: SimulationConfig) -> str:
-    """What the reader must know about how little was computed."""
-    if settings.rounds is None and settings.cohort is None:
-        return (
-            "Small fixed budgets for a first look (20 rounds of FedAvg, 240 device-rounds of Opacus); the full "
-            "comparison is docs/results.md, made by `make results`."
-        )
-    return ""
+def budget_note(settings: SimulationConfig, plans: Mapping[str, Federated]) -> str:
+    """What the reader must know about how little was computed; "" where the person chose the budget."""
+    trained = [f"{n} {f.plan.rounds} × {f.plan.cohort}" for n, f in plans.items() if f.learner == "fedavg"]
+    if not trained or settings.rounds is not None or settings.cohort is not None:
+        return ""
+    return (
+        f"Small fixed budgets for a first look (rounds × people: {', '.join(trained)}); the full comparison is "
+        "docs/results.md, made by `make results`."
+    )
 
 
-def epsilon(plan: Federated, rounds: int) -> float | None:
-    """ε after so many rounds; None where nothing is promised."""
-    promise = plan.plan.guarantee(rounds)
+def epsilon(run: Rounds, rounds: int) -> float | None:
+    """ε after so many rounds, under the row's guarantee; None where nothing is promised."""
+    promise = run.guarantee(rounds)
     return None if promise is None else promise.epsilon
 
 

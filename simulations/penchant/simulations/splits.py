@@ -12,13 +12,13 @@ Evaluation", https://arxiv.org/abs/2010.11060.
 
 from __future__ import annotations
 
-import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from penchant.common.arrays import Bool, Int64
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.common.streams import Streams
@@ -39,6 +39,7 @@ class Split:
         targets: what it is tested on; new to its history. A user without targets is not scored.
         participants: bool[n_users], who may take part in training; the others have no rows in `train`.
         notes: plain sentences to print beside results.
+        uncharged: what was decided from everybody's data outside any accounting, in plain words.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Split:
     targets: Interactions
     participants: Bool
     notes: tuple[str, ...]
+    uncharged: tuple[str, ...] = ()
 
 
 def split(name: str, data: Interactions, seed: int = 0) -> Split:
@@ -64,9 +66,7 @@ def split(name: str, data: Interactions, seed: int = 0) -> Split:
         return held_out_users(data, seed=seed)
     if folds := re.fullmatch(r"(\d+)-fold-users:(\d+)", name):
         return k_fold_users(data, k=int(folds[1]), fold=int(folds[2]), seed=seed)
-    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InvalidConfig(f"no split {name!r}; {hint}splits: {', '.join(NAMES)}")
+    raise InvalidConfig(f"no split {name!r}{did_you_mean(name, NAMES)}")
 
 
 def leave_last_out(data: Interactions) -> Split:
@@ -114,7 +114,8 @@ def global_time(data: Interactions, *, test_share: float = 0.1, validation_share
         f"{int(enrolled.sum()):,} of {data.n_users:,} users had come before the validation window and take part.",
         f"{strangers:,} users first come after the cut and are scored with an empty history.",
     ]
-    return _split("global-time", data, train, history & ~train, history, ~history, enrolled, notes)
+    parts = _split("global-time", data, train, history & ~train, history, ~history, enrolled, notes)
+    return replace(parts, uncharged=("the cut in time and the roster before it follow from everybody's times",))
 
 
 def held_out_users(data: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:

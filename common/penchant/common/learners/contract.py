@@ -64,7 +64,7 @@ class Learner(ABC):
         """The user side: float32[n_users, n_items], higher is better, from the released state and own histories."""
 
     def partial_sum(self, state: State, histories: Interactions, clip_norm: float, randoms: Randoms) -> Arrays:
-        """Σ clip(contribution) over these people: what a node that hosts them sends.
+        """Σ clip(contribution) over these people: what a node that hosts them sends, in float64.
 
         A learner may override it to run its people together; the result must equal this loop to float tolerance.
         """
@@ -73,7 +73,7 @@ class Learner(ABC):
             clipped = sums.clip(self.contribution(state, history, randoms(row)), clip_norm)
             for name, values in clipped.items():
                 total[name] += values
-        return {name: values.astype(np.float32) for name, values in total.items()}
+        return total
 
     @staticmethod
     def released(state: State) -> State:

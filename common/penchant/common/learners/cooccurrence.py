@@ -108,7 +108,7 @@ class Cooccurrence(Learner):
             at = self._entries(state, history)
             if len(at):  # a vector of length 1, so the clip is a factor
                 total[at] += min(1.0, clip_norm) / math.sqrt(len(at))
-        return {name: total.astype(np.float32)}
+        return {name: total}
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         if "counts" in noisy_sum:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Ledger:
         population: whose releases these are.
         delta: δ of the guarantee, < 1/n.
         budget: ε that must not be passed; None where the plan alone limits the rounds.
+        keep: called with all charges, as `to_records` gives them, before a receipt is: what makes a charge last.
 
     Raises:
         InvalidConfig: δ outside (0, 1), or a budget that is not positive and finite.
@@ -54,12 +55,14 @@ class Ledger:
         delta: float,
         budget: float | None = None,
         neighbours: Neighbours = "add/remove",
+        keep: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> None:
         if not 0.0 < delta < 1.0 or (budget is not None and not 0.0 < budget < math.inf):  # also refuses NaN
             raise InvalidConfig(f"delta must be in (0, 1) and a budget positive and finite, not {delta} and {budget}")
         self.population, self.delta, self.budget = population, delta, budget
         self.neighbours: Neighbours = neighbours
         self._entries: list[Entry] = []
+        self._keep = keep
         self._lock = threading.Lock()
 
     @property
@@ -69,6 +72,11 @@ class Ledger:
     @property
     def events(self) -> tuple[Event, ...]:
         return tuple(entry.event for entry in self._entries)
+
+    @property
+    def repeated(self) -> tuple[Event, ...]:
+        """The charges of rounds run again, beyond the first of each round."""
+        return tuple(entry.event for entry in self._entries if entry.attempt > 0)
 
     def attempts(self, round: int) -> int:
         """How often this round was charged before."""
@@ -91,6 +99,8 @@ class Ledger:
         with self._lock:
             self.check(event)
             self._entries.append(Entry(round, self.attempts(round), event))
+            if self._keep is not None:
+                self._keep(self.to_records())
             return Receipt(len(self._entries) - 1, event)
 
     def spent(self) -> accounting.Bound:

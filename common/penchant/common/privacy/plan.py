@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -126,9 +126,11 @@ class PrivacyPlan:
         n_users: size of the frozen roster.
         delta: δ < 1/n_users.
         sampling: "poisson" draws each user by a coin of its own; "none" claims no amplification.
-        cohort: users expected in a round; the divisor of every sum, whoever answers.
+        cohort: users expected in a round; the divisor of every sum, whoever answers. With unit user and sampling
+            "none" the draw follows from the cap alone, and `expected_cohort` says what to expect.
         sums: what the rounds ask for, in order.
-        max_participations: k, rounds in which one profile may take part; enforced when the cohort is drawn.
+        max_participations: k, rounds in which one profile may take part; enforced when the cohort is drawn, and by
+            the node. With unit user and sampling "none" each profile takes part in k rounds of its own.
         device: DP-SGD on the device, with unit "interaction" only.
         population: whose ledger is charged.
         uncharged: choices that looked at data and were not charged, in plain words.
@@ -230,8 +232,13 @@ class PrivacyPlan:
             counts[event] = counts.get(event, 0) + 1
         return tuple(replace(event, count=n) for event, n in counts.items())
 
-    def guarantee(self, rounds: int | None = None, neighbours: Neighbours = "add/remove") -> Guarantee | None:
+    def guarantee(
+        self, rounds: int | None = None, neighbours: Neighbours = "add/remove", repeated: Sequence[Event] = ()
+    ) -> Guarantee | None:
         """What holds after so many rounds (all of them if None); None with unit "none".
+
+        Args:
+            repeated: releases of rounds that had to be run again, which the plan does not know of.
 
         Raises:
             PrivacyRefused: no accountant gives a bound.
@@ -239,7 +246,7 @@ class PrivacyPlan:
         """
         if self.unit == "none":
             return None
-        bound = accounting.epsilon(self.events(rounds), self.delta, neighbours)
+        bound = accounting.epsilon((*self.events(rounds), *repeated), self.delta, neighbours)
         noise, clips = (
             ((self.device.noise_multiplier,), (self.device.clip_norm,))
             if self.device
@@ -269,7 +276,11 @@ class PrivacyPlan:
 
     def to_json(self) -> str:
         """The plan as canonical JSON: sorted keys, no spaces; what is hashed and sent."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = asdict(self)
+        for spec in fields["sums"]:
+            if spec["clip_norm"] == math.inf:  # JSON has no infinity
+                spec["clip_norm"] = None
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
     def digest(self) -> str:
@@ -285,13 +296,21 @@ class PrivacyPlan:
         """
         try:
             fields = cast("dict[str, Any]", json.loads(text))
-            fields["sums"] = tuple(SumSpec(**spec) for spec in cast("Sequence[Mapping[str, Any]]", fields["sums"]))
+            sums = cast("Sequence[dict[str, Any]]", fields["sums"])
+            fields["sums"] = tuple(
+                SumSpec(**{**s, "clip_norm": math.inf if s["clip_norm"] is None else s["clip_norm"]}) for s in sums
+            )
             if fields.get("device") is not None:
                 fields["device"] = DeviceNoise(**fields["device"])
             fields["uncharged"] = tuple(fields.get("uncharged", ()))
             return cls(**fields)
         except (TypeError, KeyError, ValueError):
             raise UnknownMechanism("plan has missing or unknown fields; update penchant") from None
+
+
+def expected_cohort(n_users: int, cap: int, rounds: int) -> int:
+    """Users in a round, in the mean, when each takes part in `cap` rounds of their own: at least 1."""
+    return max(1, round(n_users * cap / rounds))
 
 
 def _check_whole(**counts: int) -> None:

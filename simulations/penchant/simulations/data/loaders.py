@@ -10,7 +10,6 @@ https://recbole.io/docs/user_guide/data/atomic_files.html.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import inspect
@@ -24,6 +23,7 @@ from typing import Any
 
 import polars as pl
 
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig, MalformedData, MissingExtra, PenchantError
 from penchant.simulations.data import tables
 from penchant.simulations.data.cleaning import Repeats, assemble
@@ -274,9 +274,7 @@ def _options(name: str) -> dict[str, Any]:
     for part in filter(None, name.partition(":")[2].split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InvalidConfig(f"synthetic has no option {key!r}{hint} (it has: {', '.join(known)})")
+            raise InvalidConfig(f"synthetic has no option {key!r}{did_you_mean(key, known)}")
         kind = type(known[key].default)
         try:
             given[key] = kind(value)
@@ -294,6 +292,4 @@ def _nowhere(name: str) -> PenchantError:
         return MalformedData(f"{name}: no such file or folder")
     if name.startswith("ml-"):
         return InvalidConfig(f"{name!r} does not come with penchant; give the path of GroupLens' zip or its folder")
-    close = difflib.get_close_matches(name.partition(":")[0], NAMED, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return InvalidConfig(f"no data set or file {name!r}; {hint}names: {', '.join(NAMED)}")
+    return InvalidConfig(f"no data set or file {name!r}{did_you_mean(name.partition(':')[0], NAMED)}")

@@ -18,7 +18,6 @@ https://arxiv.org/abs/2110.05679, and its Opacus form, https://opacus.ai.
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import numpy as np
@@ -45,13 +44,10 @@ class DeviceSgd:
     """
 
     def __init__(self, model: InterestModel, noise: DeviceNoise, local: LocalTraining) -> None:
-        # torch warns that a hook sees no gradient for an integer input; there is none to see
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         self._noise, self._local, self._n_items = noise, local, model.n_items
         self._private = model.private
-        wrap: Any = GradSampleModuleFastGradientClipping  # ships no types; its default of 1 is not one
         own = copy.deepcopy(model)  # its hooks would break scoring
-        self._module = wrap(own, max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum")
+        self._module = _GhostClipping(own, max_grad_norm=noise.clip_norm, use_ghost_clipping=True, loss_reduction="sum")
 
     def train(self, weights: dict[str, Tensor], history: History, random: np.random.Generator) -> Arrays:
         """The trained minus the received shared weights, noise included.
@@ -102,6 +98,25 @@ class DeviceSgd:
         candidates = torch.from_numpy(np.column_stack([chosen, drawn]).astype(np.int64)).to(where)  # [B, 1 + k]
         losses = group_loss(self._module(candidates[:, :0], candidates))  # [B]
         DPTensorFastGradientClipping(self._module, optimizer, losses, "sum").backward()
+
+
+class _GhostClipping(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
+    """Opacus's wrapper, which hears of a layer's backward pass from the layer's output.
+
+    Opacus uses torch's backward hooks of modules. They warn at an embedding, whose inputs are whole numbers without a
+    gradient, and a filter against that would be the whole process's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for backward in self.autograd_grad_sample_hooks[1::2]:  # they alternate with forward hooks
+            backward.remove()
+
+    def capture_activations_hook(self, module: Any, forward_input: Any, _forward_output: Any) -> None:
+        super().capture_activations_hook(module, forward_input, _forward_output)
+        heard: Any = self.capture_backprops_hook
+        if _forward_output.requires_grad:
+            _forward_output.register_hook(lambda g: heard(module, None, (g,), loss_reduction="sum", batch_first=True))
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types

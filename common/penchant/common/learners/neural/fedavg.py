@@ -136,7 +136,7 @@ class FedAvg(Learner):
         )
         for _, update in trained:
             self._add(total, update, min(1.0, clip_norm / max(sums.norm(update.values), 1e-300)))
-        return {name: values.astype(np.float32) for name, values in total.items()}
+        return total
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         rule, after = self.config.server, dict(state)

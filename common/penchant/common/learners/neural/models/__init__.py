@@ -6,16 +6,17 @@ gru, lstm, cnn-lstm, transformer     the person is their history; user-level pri
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners.neural.models.base import InterestModel, group_loss, pad
 from penchant.common.learners.neural.models.conv_lstm import ConvLstm
@@ -40,6 +41,7 @@ __all__ = [
     "build",
     "group_loss",
     "pad",
+    "reads_history",
     "seeded",
 ]
 
@@ -52,7 +54,7 @@ class Recipe:
     """How to make a model.
 
     Attributes:
-        make: takes n_items and every option by keyword.
+        make: the model's class, or a `functools.partial` of it; takes n_items and every option by keyword.
         options: the options it has besides `dim`, with its defaults.
     """
 
@@ -70,6 +72,17 @@ MODELS: dict[str, Recipe] = {
     "cnn-lstm": Recipe(ConvLstm, _RECURRENT),
     "transformer": Recipe(Transformer, {"hidden": 128, "layers": 2, "heads": 2, "dropout": 0.2, "max_length": 50}),
 }
+
+
+def reads_history(name: str) -> bool:
+    """Whether a training sample of the model reads other interactions of the person, by a key of `MODELS`.
+
+    >>> reads_history("mf"), reads_history("gru")
+    (False, True)
+    """
+    make = MODELS[name].make
+    model: Any = make.func if isinstance(make, partial) else make
+    return bool(model.reads_history)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +111,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name not in MODELS:
-            close = difflib.get_close_matches(self.name.lower(), MODELS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(MODELS)}"
-            raise InvalidConfig(f"unknown model {self.name!r}; {hint}")
+            raise InvalidConfig(f"unknown model {self.name!r}{did_you_mean(self.name.lower(), MODELS)}")
         for option in ("dim", "layers", "heads", "max_length", "dropout", "hidden"):
             value = getattr(self, option)
             if value is None:
