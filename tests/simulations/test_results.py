@@ -129,12 +129,12 @@ def test_the_page_holds_every_section_after_what_its_figures_are(folders: list[R
     assert text.index("95 % bootstraps") < text.index("## Twenty-four people") < text.index("## Another")
 
 
-def test_main_writes_the_page_of_the_studies_asked_for_and_leaves_out_what_cannot_be_had(
+def test_main_writes_the_page_only_when_it_is_whole_and_prints_what_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = replace(TINY, seeds=1, ratios=(), config=replace(TINY.config, learner="cooccurrence", rounds=None))
-    absent = replace(small, name="absent", title="Absent")
-    monkeypatch.setattr(results, "studies", lambda: (small, absent, replace(small, name="other", title="Other")))
+    other, absent = replace(small, name="other", title="Other"), replace(small, name="absent", title="Absent")
+    monkeypatch.setattr(results, "studies", lambda: (small, other, absent))
     original = results.run
 
     def without(study: Study, *rest: object) -> list[RunFolder]:
@@ -144,12 +144,17 @@ def test_main_writes_the_page_of_the_studies_asked_for_and_leaves_out_what_canno
 
     monkeypatch.setattr(results, "run", without)
     out = tmp_path / "results.md"
-    assert results.main(["--only", "tiny", "--only", "absent", "--runs", str(tmp_path), "--out", str(out)]) == 0
-    text = out.read_text(encoding="utf-8")
-    assert "## Twenty-four people" in text
-    assert "## Other" not in text
-    assert "## Absent" not in text
+    where = ["--runs", str(tmp_path), "--out", str(out)]
+    assert results.main(["--only", "tiny", *where]) == 0
+    said = capsys.readouterr()
+    assert "## Twenty-four people" in said.out
+    assert "## Other" not in said.out
+    assert results.main(where) == 1
     assert "absent is left out: its data is not installed" in capsys.readouterr().err
+    assert not out.exists()  # a page without one of its studies would hide that it is missing
+    monkeypatch.setattr(results, "studies", lambda: (small, other))
+    assert results.main(where) == 0
+    assert "## Other" in out.read_text(encoding="utf-8")
 
 
 def test_the_studies_have_names_of_their_own_and_the_same_data_for_every_seed() -> None:
