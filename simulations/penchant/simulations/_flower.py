@@ -131,7 +131,7 @@ def run_flower(server: ServerApp, client: ClientApp, n_nodes: int, *, gpus: floa
         warnings.simplefilter("ignore")  # deprecations inside Flower and Ray
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": gpus}}
         try:
-            run_simulation(guarded, client, n_nodes, backend_config=resources)  # type: ignore[arg-type]
+            run_simulation(guarded, client, n_nodes, backend_config=resources)  # type: ignore[arg-type]  # invariant dict
         except Exception as error:
             if not failures:
                 raise PenchantError(f"Flower's engine failed: {error}") from error

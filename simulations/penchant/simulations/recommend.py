@@ -33,14 +33,12 @@ def recommend(folder: RunFolder, row: str, user: str, k: int) -> dict[str, Any]:
         c = data.catalogue
         return {"item": c.ids[item], "title": c.titles[item], "topics": list(c.topics[item])}
 
-    promise = manifest["privacy"]
-    note = "exact: not private" if promise is None else folder.read_row(row)["privacy_note"]  # type: ignore[index]
     return {
         "user": user,
         "row": row,
         "recent": [shown(int(i)) for i in history.items[-5:][::-1]],
         "items": [{**shown(int(i)), "score": float(scores[0, i])} for i in best[best >= 0]],
-        "privacy": promise,
-        "privacy_note": note,
+        "privacy": manifest["privacy"],
+        "privacy_note": manifest["privacy_note"],
         "n_history": int(np.asarray(history.lengths)[0]),
     }

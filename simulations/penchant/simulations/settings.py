@@ -290,7 +290,7 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
     """A small budget: 10 rounds of 24 devices, 2 steps each. A profile takes part in k rounds, spread evenly.
 
     Each step reads the whole history (rate 1): with so few steps, drawing samples would save less noise than it loses
-    signal (at ε = 8, signal over noise 0.5 at rate 0.1 with 8 steps, 1.7 at rate 1).
+    signal.
     """
     epsilon, delta = epsilon_and_delta(settings, n_users)
     rounds, cohort = settings.rounds or 10, settings.cohort or min(n_users, 24)

@@ -300,6 +300,7 @@ class _Run:
         promise = rounds.guarantee()
         released = Learner.released(rounds.state)
         privacy = None if promise is None else asdict(promise)
+        note = "exact: not private" if promise is None else str(promise)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "name": row.name,
@@ -309,11 +310,12 @@ class _Run:
             "plan": plan.plan.to_json(),
             "plan_digest": plan.plan.digest,
             "privacy": privacy,
+            "privacy_note": note,
         }
         self.folder.write_model(row.name, released, manifest)
         return _Released(rounds.learner, released), {
             "privacy": privacy,
-            "privacy_note": str(promise) if promise else "exact: not private",
+            "privacy_note": note,
             "curve": curve,
             "rounds": lines,
             "charges": rounds.ledger.to_records(),
