@@ -28,6 +28,7 @@ from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, InterestModel, ModelConfig, build, group_loss
+from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import DeviceNoise
 
 N_ITEMS = 8
@@ -147,7 +148,7 @@ def reference(name: str, items: list[int], noise: DeviceNoise, seed: int = 0, st
         for key, parameter in parameters.items():
             parameter.copy_(weights[key])
     random = np.random.default_rng(seed)
-    (stream,) = random.spawn(1)
+    stream = Noise(random.spawn(1)[0].bytes(32))
     known = np.array(items[start:], np.int64)
     for _ in range(noise.steps):
         chosen = known[random.random(len(known)) < noise.rate]
@@ -155,8 +156,9 @@ def reference(name: str, items: list[int], noise: DeviceNoise, seed: int = 0, st
         total = np.zeros(sum(p.numel() for p in parameters.values()))
         for gradient in group_gradients(model, np.column_stack([chosen, drawn])):
             total += clipped(gradient, noise.clip_norm)
-        total += noise.noise_multiplier * noise.clip_norm * stream.standard_normal(len(total))
-        parts = np.split(total.astype(np.float32), np.cumsum([p.numel() for p in parameters.values()])[:-1])
+        parts = np.split(total, np.cumsum([p.numel() for p in parameters.values()])[:-1])
+        stddev = 1.001 * noise.noise_multiplier * noise.clip_norm  # the margin for float32
+        parts = [stream.add(part, stddev).astype(np.float32) for part in parts]
         with torch.no_grad():
             for parameter, part in zip(parameters.values(), parts, strict=True):
                 parameter.sub_(LOCAL.lr / noise.divisor * torch.from_numpy(part).view_as(parameter))
@@ -393,24 +395,22 @@ class TestHistoryLength:
     def test_steps_and_noise_draws_are_the_same_for_every_history(
         self, sums: list[Float64], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Counting(np.random.Generator):
-            n_normals = 0
+        n_normals = 0
 
-            def spawn(self, n_children: int) -> list[np.random.Generator]:
-                return [self] * n_children
+        def count(self: Noise, total: Float64, stddev: float) -> Float64:
+            nonlocal n_normals
+            n_normals += total.size
+            return total
 
-            def standard_normal(self, size: tuple[int, ...] = ()) -> Float64:  # type: ignore[override]  # as it is used
-                Counting.n_normals += math.prod(size)
-                return np.zeros(size)
-
+        monkeypatch.setattr(Noise, "add", count)
         counts = []
         model, weights = loud("mf")
         for n in (0, 1, 3, 50):
-            Counting.n_normals = 0
+            n_normals = 0
             sums.clear()
             history = History.of([i % N_ITEMS for i in range(n)])
-            DeviceSgd(model, self.noise, LOCAL).train(weights, history, Counting(np.random.PCG64(0)))
-            counts.append((len(sums), Counting.n_normals))
+            DeviceSgd(model, self.noise, LOCAL).train(weights, history, np.random.default_rng(0))
+            counts.append((len(sums), n_normals))
         assert counts == [(NOISE.steps, NOISE.steps * sum(w.numel() for w in weights.values()))] * 4
 
     def test_an_update_is_not_divided_by_how_many_took_part(self, sums: list[Float64]) -> None:

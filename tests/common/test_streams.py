@@ -76,5 +76,13 @@ def test_a_child_repeats_and_knows_nothing_of_its_siblings_names() -> None:
 
 def test_streams_of_the_operating_system_never_repeat() -> None:
     assert first(Streams.from_os(), "noise") != first(Streams.from_os(), "noise")
-    same = Streams.from_os()
-    assert first(same, "noise") == first(same, "noise")
+    one = Streams.from_os()
+    assert first(one, "noise") != first(one, "noise")  # no root is kept that would give it again
+    assert first(one.child("server"), "noise") != first(one.child("server"), "noise")
+
+
+def test_a_key_repeats_for_its_name_and_root_alone() -> None:
+    keys = [Streams(root).key(name, *n) for root in (0, 1, 2**300) for name, n in (("a", ()), ("a", (1,)), ("a1", ()))]
+    assert len(set(keys)) == 9
+    # HMAC-SHA256, computed with Python's hmac for 32 zero bytes as key and the message "a\x001"
+    assert Streams(0).key("a", 1).hex() == "67a33b0444a673e68d8445a113eb115295f0b942bc87023fefa24fb15c7ab9e4"

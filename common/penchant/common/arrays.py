@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,3 +18,13 @@ AnyFloat = npt.NDArray[np.floating[Any]]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """A learner's state or one contribution: named arrays, names sorted wherever order matters."""
+
+
+def content_digest(arrays: Arrays) -> str:
+    """SHA-256 of named arrays, in hex: names, types, shapes and values, in the order of names."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.asarray(arrays[name], order="C")
+        found.update(f"{name}\0{values.dtype.str}\0{values.shape}\0".encode())
+        found.update(values.tobytes())
+    return found.hexdigest()

@@ -2,7 +2,7 @@
 
 `Streams(7).get("negatives", 3, 41)` is the same stream whatever was drawn before it, in whichever process, and
 independent of every other name: what makes a run repeat for any number of threads, nodes or engines.
-A root is a research switch. `Streams.from_os()` has none that anyone could write down.
+A root is a research switch. `Streams.from_os()` has none: the operating system is asked each time, and nothing repeats.
 
 Source: NumPy, "Parallel random number generation", SeedSequence with spawn keys.
 """
@@ -10,6 +10,7 @@ Source: NumPy, "Parallel random number generation", SeedSequence with spawn keys
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 
 import numpy as np
@@ -27,10 +28,10 @@ class Streams:
             raise ValueError(f"root must be ≥ 0, not {root}")
         self._root = root
 
-    @classmethod
-    def from_os(cls) -> Streams:
-        """Streams under a 256-bit root from the operating system, kept nowhere else."""
-        return cls(secrets.randbits(256))
+    @staticmethod
+    def from_os() -> Streams:
+        """Streams that ask the operating system at every call, whatever the name: what production uses."""
+        return _OsStreams(0)
 
     def get(self, name: str, *numbers: int) -> np.random.Generator:
         """The stream of this name and these numbers (round, user, attempt, …), each in [0, 2³²).
@@ -48,6 +49,22 @@ class Streams:
         """A 63-bit seed for generators that are not NumPy's, such as torch's."""
         return int(self.get(name, *numbers).integers(0, 2**63 - 1))
 
+    def key(self, name: str, *numbers: int) -> bytes:
+        """32 bytes for a stream cipher (`privacy/noise.py`): HMAC-SHA256 of name and numbers under the root."""
+        root = self._root.to_bytes(max(32, (self._root.bit_length() + 7) // 8), "little")
+        return hmac.digest(root, "\0".join((name, *map(str, numbers))).encode(), "sha256")
+
     def child(self, name: str, *numbers: int) -> Streams:
         """Streams under a root of their own, for a part that should not know its siblings' names."""
         return Streams(int.from_bytes(self.get(name, *numbers).bytes(32), "little"))
+
+
+class _OsStreams(Streams):
+    def get(self, name: str, *numbers: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(secrets.randbits(256)))
+
+    def key(self, name: str, *numbers: int) -> bytes:
+        return secrets.token_bytes(32)
+
+    def child(self, name: str, *numbers: int) -> Streams:
+        return self

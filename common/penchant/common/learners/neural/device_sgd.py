@@ -8,8 +8,10 @@ divisor are public constants, so nothing but the noisy g depends on the history,
 `min_history − 1` interactions are left out, so that a history too short takes part with noise alone and one more
 interaction still means at most one more sample; a threshold that let them all in at once would not. The person's
 vector starts from the released weights, like all others, and is inside what is clipped and noised. Interaction by
-interaction this is a sampled Gaussian for each step. Noise comes from a NumPy stream: torch's CPU generator keeps 32
-bits of its seed, few enough to try them all against the rows that no gradient reached.
+interaction this is a sampled Gaussian for each step. Noise comes from `privacy/noise.py`, under a
+key from the person's stream: torch's CPU generator keeps 32 bits of its seed, few enough to try them all against the
+rows that no gradient reached. Gradients, their norms and their sum are float32, which may carry a sum past its
+sensitivity in the fourth digit; the noise is wider by 1/1000 to cover that.
 
 Sources: Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1; ghost clipping: Li et al. 2022,
 https://arxiv.org/abs/2110.05679, and its Opacus form, https://opacus.ai.
@@ -31,7 +33,10 @@ from penchant.common.arrays import Arrays
 from penchant.common.interactions import History
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import InterestModel, group_loss
+from penchant.common.privacy.noise import KEY_BYTES, Noise
 from penchant.common.privacy.plan import DeviceNoise
+
+_FLOAT32_MARGIN = 1.001
 
 
 class DeviceSgd:
@@ -68,7 +73,7 @@ class DeviceSgd:
             max_grad_norm=noise.clip_norm,
             expected_batch_size=None,
             loss_reduction="sum",
-            noise=random.spawn(1)[0],
+            noise=Noise(random.spawn(1)[0].bytes(KEY_BYTES)),
         )
         module.train()
         items = history.items[noise.min_history - 1 :]
@@ -120,15 +125,15 @@ class _GhostClipping(GradSampleModuleFastGradientClipping):  # type: ignore[misc
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
-    """Opacus's optimizer with Gaussian noise from a NumPy stream."""
+    """Opacus's optimizer with noise from a stream cipher, and what it sums in float32 made fit for that noise."""
 
-    def __init__(self, *args: Any, noise: np.random.Generator, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, noise: Noise, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._noise = noise
 
     def add_noise(self) -> None:
-        stddev = self.noise_multiplier * self.max_grad_norm
+        stddev = self.noise_multiplier * self.max_grad_norm * _FLOAT32_MARGIN
         params: list[Any] = self.params
         for p in params:
-            drawn = (stddev * self._noise.standard_normal(p.shape)).astype(np.float32)
-            p.grad = p.summed_grad + torch.from_numpy(drawn).to(p.device)
+            noised = self._noise.add(p.summed_grad.cpu().numpy().astype(np.float64), stddev)
+            p.grad = torch.from_numpy(noised.astype(np.float32)).to(p.device)
