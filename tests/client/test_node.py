@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from penchant.client.node import Node
 from penchant.common import config
 from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import InvalidConfig, MalformedContribution, PrivacyRefused
+from penchant.common.errors import BudgetExhausted, InvalidConfig, MalformedContribution, PrivacyRefused
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import accounting, gaussian
-from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, SumSpec
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.noise import Noise
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, QuantileClip, SumSpec
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
@@ -211,14 +214,30 @@ def test_participations_kept_from_before_count() -> None:
 OTHER_PLANS: list[dict[str, Any]] = [
     {"unit": "none", "device": None},
     {"unit": "user", "device": None, "cohort": 2, "sums": (replace(PLAN.sums[0], noise_multiplier=9.0),)},
+    {
+        "unit": "user",
+        "device": None,
+        "cohort": 2,
+        "sums": (
+            replace(PLAN.sums[0], noise_multiplier=9.0, quantile=QuantileClip(quantile=0.5, noise_multiplier=9.0)),
+        ),
+    },
     {"n_users": 7},
     {"delta": 2e-5},
     {"sampling": "poisson", "max_participations": 5},
     {"cohort": 5},
     *(
         {"sums": (replace(PLAN.sums[0], **change),)}
-        for change in ({"name": "other"}, {"rounds": 6}, {"clip_norm": 1.5000001}, {"clip_norm": math.inf})
+        for change in (
+            {"name": "other"},
+            {"rounds": 6},
+            {"clip_norm": 1.5000001},
+            {"clip_norm": math.inf},
+            {"row_norm": 1.0},
+        )
     ),
+    {"enforced_by": "nothing", "max_participations": 5},
+    {"schedule": 1},
     {"sums": (PLAN.sums[0], PLAN.sums[0])},
     {"max_participations": 3},
     {"max_participations": 1},
@@ -361,3 +380,67 @@ def test_a_learner_is_built_once_for_its_settings_and_anew_for_others() -> None:
     for n, option in enumerate((1, 1, 2, 1)):
         here.answer(order(n, option=option), STATE)
     assert built == ["noisy {'option': 1}", "noisy {'option': 2}", "noisy {'option': 1}"]
+
+
+# --------------------------------------------------------------------------------------------------------- ledger
+
+
+def on_disk(path: Path, budget: float | None = None) -> Node:
+    """A device whose participations last."""
+    ledger = Ledger("default", delta=1e-5, path=path, budget=budget)
+    return Node(PEOPLE, learners, Streams.from_os(), plan=PROMISED, ledger=ledger)
+
+
+def participated(times: int) -> Node:
+    """One that counts in an array, after so many rounds of everybody."""
+    return Node(PEOPLE, learners, Streams(0), plan=PROMISED, participations=np.full(6, times, np.int64))
+
+
+def test_a_device_that_starts_again_goes_on_from_what_it_spent(tmp_path: Path) -> None:
+    path = tmp_path / "device.sqlite"
+    here = on_disk(path)
+    here.answer(order(0, 2, plan=PROMISED, learner="noisy device"), STATE)
+    once = here.spent(0).epsilon
+    assert once == pytest.approx(participated(1).spent(0).epsilon, rel=1e-9)
+    again = on_disk(path)
+    assert again.participations.tolist() == [1, 0, 1, 0, 0, 0]
+    assert again.spent(0).epsilon == once
+    assert again.spent(1).epsilon == 0
+    again.answer(order(0, plan=PROMISED, learner="noisy device", round=2), STATE)
+    for device in (again, on_disk(path)):
+        with pytest.raises(PrivacyRefused, match="cap"):
+            device.answer(order(0, plan=PROMISED, learner="noisy device", round=3), STATE)
+    assert on_disk(path).spent(0).epsilon > once
+
+
+def test_what_a_person_spent_is_written_before_anything_is_computed(tmp_path: Path) -> None:
+    path = tmp_path / "device.sqlite"
+    here = on_disk(path)
+    with pytest.raises(KeyError):
+        here.answer(order(0, plan=PROMISED, learner="noisy device"), {"other": np.zeros(1)})  # fails while it computes
+    assert on_disk(path).participations.tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_device_s_own_budget_refuses_before_anything_is_computed(tmp_path: Path) -> None:
+    once = participated(1).spent(0).epsilon
+    here = on_disk(tmp_path / "device.sqlite", budget=1.01 * once)
+    here.answer(order(0, plan=PROMISED, learner="noisy device"), STATE)
+    with pytest.raises(BudgetExhausted):
+        here.answer(order(0, plan=PROMISED, learner="noisy device", round=2), STATE)
+    here.answer(order(1, plan=PROMISED, learner="noisy device", round=2), STATE)  # another person's budget is their own
+    assert here.participations.tolist() == [1, 1, 0, 0, 0, 0]
+
+
+def test_a_ledger_of_other_people_or_beside_an_array_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="ledger"):
+        Node(PEOPLE, learners, Streams(0), plan=PROMISED, ledger=Ledger("others", delta=1e-5))
+    counts = np.zeros(6, np.int64)
+    with pytest.raises(InvalidConfig, match="ledger"):
+        Node(PEOPLE, learners, Streams(0), plan=PROMISED, ledger=Ledger("default", delta=1e-5), participations=counts)
+
+
+def test_a_device_whose_noise_is_not_fit_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Noise, "normal", lambda self, shape=(): np.zeros(shape))
+    with pytest.raises(PrivacyRefused, match="Gaussian"):
+        Node(PEOPLE, learners, Streams(0), plan=PROMISED)
+    Node(PEOPLE, learners, Streams(0), plan=PLAN)  # which adds none

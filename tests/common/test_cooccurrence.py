@@ -16,6 +16,7 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners.contract import State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig, pair_entries, split
+from penchant.common.privacy.sums import Clip
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
 
@@ -44,7 +45,7 @@ def contribution(made: Cooccurrence, state: State, history: list[int]) -> Float6
 
 def summed(made: Cooccurrence, state: State, histories: list[list[int]], clip_norm: float = 1.0) -> Float32:
     people = Interactions.of(histories, len(made.catalogue))
-    (values,) = made.partial_sum(state, people, clip_norm, lambda row: np.random.default_rng(row)).values()
+    (values,) = made.partial_sum(state, people, Clip(clip_norm), lambda row: np.random.default_rng(row)).values()
     return values
 
 

@@ -27,6 +27,7 @@ from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
+from penchant.common.privacy.sums import Clip
 from penchant.common.streams import Streams
 
 N_ITEMS = 18
@@ -184,7 +185,7 @@ class TestEveryLearner:
         state, histories = case.state(learner), PEOPLE.items.copy()
         before = {name: values.copy() for name, values in state.items()}
         learner.contribution(state, PEOPLE.history(0), stream(0))
-        learner.partial_sum(state, PEOPLE, 0.1, stream)
+        learner.partial_sum(state, PEOPLE, Clip(0.1), stream)
         learner.scores(state, PEOPLE)
         assert same(before, state)
         np.testing.assert_array_equal(histories, PEOPLE.items)
@@ -199,7 +200,7 @@ class TestEveryLearner:
         at = ready(case)
         half, all_of = bounds(at.contributions)
         for bound in (np.inf, half, all_of):
-            found = at.learner.partial_sum(at.state, PEOPLE, bound, stream)
+            found = at.learner.partial_sum(at.state, PEOPLE, Clip(bound), stream)
             expected = clipped_sum(list(at.contributions), bound)
             sums.check(found, at.learner.shapes(at.state))
             assert same(found, expected, atol=3e-6)
@@ -214,7 +215,7 @@ class TestEveryLearner:
         bound, _ = bounds(at.contributions)
 
         def part(users: list[int]) -> Arrays:
-            return at.learner.partial_sum(at.state, PEOPLE.select(users), bound, lambda row: stream(users[row]))
+            return at.learner.partial_sum(at.state, PEOPLE.select(users), Clip(bound), lambda row: stream(users[row]))
 
         whole = part(list(range(10)))
         assert same(part([6, 1, 8, 4, 0, 9, 7, 3, 5, 2]), whole, atol=3e-6)
@@ -224,7 +225,7 @@ class TestEveryLearner:
 
     def test_a_partial_sum_of_nobody_is_zero(self, case: Case) -> None:
         at = ready(case)
-        found = at.learner.partial_sum(at.state, PEOPLE.select([]), 1.0, stream)
+        found = at.learner.partial_sum(at.state, PEOPLE.select([]), Clip(1.0), stream)
         sums.check(found, at.learner.shapes(at.state))
         assert not any(values.any() for values in found.values())
 

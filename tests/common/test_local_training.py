@@ -19,6 +19,7 @@ from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerS
 from penchant.common.learners.neural.local import LocalTraining, Update, fitted_scores, updates
 from penchant.common.learners.neural.models import InterestModel, ModelConfig, build, group_loss
 from penchant.common.negatives import negatives
+from penchant.common.privacy.sums import Clip
 from penchant.common.taste import TasteConfig
 
 N_ITEMS = 30
@@ -215,7 +216,7 @@ def test_loss_falls_over_rounds(name: str) -> None:
     losses = [loss(learner.scores(state, people))]
     for number in range(20):
         randoms = [np.random.default_rng([number, user]) for user in range(people.n_users)]
-        total = learner.partial_sum(state, people, np.inf, randoms.__getitem__)
+        total = learner.partial_sum(state, people, Clip(np.inf), randoms.__getitem__)
         state = dict(learner.apply(state, total, people.n_users))
         losses.append(loss(learner.scores(state, people)))
     assert losses[0] > np.log(2) - 0.01  # knows nothing of items that a person has not met

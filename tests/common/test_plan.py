@@ -8,14 +8,15 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.common.errors import InvalidConfig, UnknownMechanism
+from penchant.common.errors import InvalidConfig, PrivacyRefused, UnknownMechanism
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
-from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, SumSpec
+from penchant.common.privacy.plan import MAX_USERS, DeviceNoise, PrivacyPlan, QuantileClip, SumSpec
 
 DEVICE = DeviceNoise(clip_norm=0.5, noise_multiplier=2.0, rate=0.1, steps=8, divisor=16.0, min_history=5)
 UPDATE = SumSpec(name="update", rounds=10, clip_norm=0.5, noise_multiplier=3.0)
@@ -216,6 +217,58 @@ def test_a_plan_comes_back_from_its_json_with_the_same_digest(plan: PrivacyPlan)
     assert again.to_json() == plan.to_json()
 
 
+FOLLOWING = QuantileClip(quantile=0.5, noise_multiplier=10.0)
+
+
+def test_a_plan_with_a_quantile_clip_is_charged_for_its_count_too_and_comes_back_from_json() -> None:
+    plan = replace(USER, sums=(replace(UPDATE, quantile=FOLLOWING, row_norm=0.1),))
+    both = 1 / math.hypot(1 / UPDATE.noise_multiplier, 1 / FOLLOWING.noise_multiplier)
+    assert plan.event(1) == Gaussian(noise_multiplier=both)
+    assert both < UPDATE.noise_multiplier
+    assert plan.guarantee(1).epsilon > USER.guarantee(1).epsilon  # type: ignore[union-attr]  # both promise something
+    assert PrivacyPlan.from_json(plan.to_json()) == plan
+    sampled = replace(plan, sampling="poisson", max_participations=plan.rounds)
+    assert sampled.event(1) == PoissonGaussian(noise_multiplier=both, rate=0.1)  # one draw of people, one event
+
+
+@pytest.mark.parametrize("field", ["quantile", "noise_multiplier", "step", "lowest", "highest"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_quantile_clip_out_of_range_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InvalidConfig, match=field):
+        replace(FOLLOWING, **{field: value})
+
+
+def test_a_bound_that_the_plan_does_not_allow_is_refused_wherever_it_comes_from() -> None:
+    spec = replace(UPDATE, quantile=FOLLOWING)
+    assert spec.bound({}) == spec.clip_norm
+    assert spec.bound({"clip/update": np.array(0.3)}) == 0.3
+    assert UPDATE.bound({"clip/update": np.array(0.3)}) == UPDATE.clip_norm  # nothing follows without a quantile
+    for bad in (0.0, 1e9, math.nan, -1.0):
+        with pytest.raises(PrivacyRefused, match="outside"):
+            spec.bound({"clip/update": np.array(bad)})
+    with pytest.raises(InvalidConfig, match="unit user"):
+        replace(EXACT, quantile=FOLLOWING)
+    with pytest.raises(InvalidConfig, match="lowest"):
+        replace(UPDATE, quantile=replace(FOLLOWING, lowest=1.0))
+
+
+def test_a_cap_that_nothing_enforces_is_refused() -> None:
+    open_fleet = replace(USER, enforced_by="nothing", max_participations=USER.rounds)
+    assert sum(e.count for e in open_fleet.events()) == USER.rounds
+    with pytest.raises(InvalidConfig, match="nothing enforces a cap of 4"):
+        replace(USER, enforced_by="nothing")
+    with pytest.raises(UnknownMechanism):
+        replace(USER, enforced_by="hope")  # type: ignore[arg-type]  # what is refused
+
+
+def test_a_cohort_that_the_cap_cannot_fill_and_a_roster_too_large_for_exact_sums_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="raise max_participations"):
+        replace(USER, cohort=USER.n_users)
+    assert replace(USER, cohort=50).cohort == 50
+    with pytest.raises(InvalidConfig, match="populations"):
+        replace(USER, n_users=MAX_USERS + 1, delta=1e-9)
+
+
 def test_the_digest_changes_with_any_field() -> None:
     changes: dict[str, Any] = {
         "unit": "none",
@@ -226,6 +279,8 @@ def test_the_digest_changes_with_any_field() -> None:
         "sums": (replace(EXACT, rounds=11),),
         "max_participations": 5,
         "population": "others",
+        "enforced_by": "nothing",
+        "schedule": 7,
         "uncharged": ("something",),
         "device": replace(DEVICE, min_history=6),
     }
@@ -234,8 +289,19 @@ def test_the_digest_changes_with_any_field() -> None:
     others = [replace(base, **{name: v}) for name, v in changes.items() if name not in ("unit", "device")]
     others += [INTERACTION, replace(INTERACTION, device=changes["device"]), USER]
     for spec in fields(SumSpec):
-        value: Any = {"name": "other", "rounds": 12, "clip_norm": 0.6, "noise_multiplier": 3.1}[spec.name]
+        value: Any = {
+            "name": "other",
+            "rounds": 12,
+            "clip_norm": 0.6,
+            "noise_multiplier": 3.1,
+            "row_norm": 0.1,
+            "quantile": FOLLOWING,
+        }[spec.name]
         others.append(replace(USER, sums=(replace(UPDATE, **{spec.name: value}),)))
+    for part in fields(QuantileClip):
+        other: Any = 1.1 * getattr(FOLLOWING, part.name)
+        changed = replace(FOLLOWING, **{part.name: other})
+        others.append(replace(USER, sums=(replace(UPDATE, quantile=changed),)))
     for part in fields(DeviceNoise):
         bigger: Any = 2 * getattr(DEVICE, part.name)
         others.append(replace(INTERACTION, device=replace(DEVICE, **{part.name: bigger})))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,9 +31,10 @@ def plan(sampling: str, n_users: int, cohort: int, rounds: int, cap: int | None 
     )
 
 
-def own_rounds(n_users: int, cap: int, rounds: int) -> PrivacyPlan:
+def own_rounds(n_users: int, cap: int, rounds: int, schedule: int = 0) -> PrivacyPlan:
     """Each user in `cap` rounds of their own."""
-    return plan("none", n_users, expected_cohort(n_users, cap, rounds), rounds, cap)
+    even = plan("none", n_users, expected_cohort(n_users, cap, rounds), rounds, cap)
+    return replace(even, schedule=schedule)
 
 
 def inclusions(p: PrivacyPlan, rounds: int, seed: int = 0) -> np.ndarray:
@@ -109,7 +112,22 @@ def test_without_sampling_everybody_takes_part_in_exactly_k_rounds(
     data: st.DataObject, n_users: int, rounds: int, seed: int
 ) -> None:
     cap = data.draw(st.integers(1, rounds))
-    assert (inclusions(own_rounds(n_users, cap, rounds), rounds, seed).sum(0) == cap).all()
+    assert (inclusions(own_rounds(n_users, cap, rounds, seed), rounds).sum(0) == cap).all()
+
+
+def test_with_a_smaller_cohort_everybody_tosses_coins_of_their_own_up_to_k() -> None:
+    free = inclusions(plan("none", 400, 80, 600, cap=600), 600)
+    assert is_binomial(free.sum(0), 600, 0.2)  # the cap never bites
+    assert is_binomial(free.sum(1), 400, 0.2)
+    capped = inclusions(plan("none", 400, 80, 600, cap=122), 600)
+    assert capped.sum(0).max() == 122
+    for user in range(400):  # the first 122 of the same coins
+        np.testing.assert_array_equal(capped[:, user], free[:, user] & (np.cumsum(free[:, user]) <= 122))
+
+
+def test_with_a_smaller_cohort_a_new_profile_changes_nobody_elses_coins() -> None:
+    smaller, larger = (inclusions(plan("none", n, n // 10, 12, cap=6), 12) for n in (200, 400))
+    np.testing.assert_array_equal(smaller, larger[:, :200])
 
 
 def test_a_new_profile_changes_nobody_elses_rounds_and_with_a_fixed_cohort_it_would() -> None:
@@ -120,7 +138,7 @@ def test_a_new_profile_changes_nobody_elses_rounds_and_with_a_fixed_cohort_it_wo
 
 
 def test_the_users_of_a_round_are_binomial_and_its_first_user_is_no_likelier_than_its_last() -> None:
-    drawn = np.concatenate([inclusions(own_rounds(400, 1, 5), 5, seed)[:1] for seed in range(600)])
+    drawn = np.concatenate([inclusions(own_rounds(400, 1, 5, seed), 5)[:1] for seed in range(600)])
     assert is_binomial(drawn.sum(1), 400, 0.2)  # in one round users are independent
     assert is_binomial(drawn.sum(0), 600, 0.2)
 
@@ -180,4 +198,15 @@ def test_a_draw_is_ascending_without_repeats_and_the_same_for_the_same_stream(p:
     assert one.dtype == np.int64
     assert (np.diff(one) > 0).all()
     np.testing.assert_array_equal(one, same)
-    assert one.tolist() != other.tolist()
+    own = p.unit == "user" and p.sampling == "none"  # these rounds follow from the plan, whatever the stream
+    assert (one.tolist() == other.tolist()) == own
+    again = draw(replace(p, schedule=1), 1, 0, np.zeros(1000, np.int64), Streams(0))
+    assert (one.tolist() != again.tolist()) == own
+
+
+def test_coins_of_production_do_not_repeat_and_rounds_of_one_s_own_do() -> None:
+    nobody = np.zeros(1000, np.int64)
+    coins = [draw(plan("poisson", 1000, 500, 1), 1, 0, nobody.copy(), Streams.from_os()).tolist() for _ in range(2)]
+    assert coins[0] != coins[1]
+    own = [draw(own_rounds(1000, 1, 10), 1, 0, nobody.copy(), Streams.from_os()).tolist() for _ in range(2)]
+    assert own[0] == own[1]

@@ -118,8 +118,8 @@ def test_an_order_whose_plan_promises_the_impossible_is_refused() -> None:
 
 def test_a_reply_gives_its_sum_or_says_in_a_word_why_there_is_none() -> None:
     arrays = {"a": np.ones(2, np.float32)}
-    assert Reply(node=0, round=1, arrays=arrays).contribution() is arrays
+    assert Reply(node=0, round=1, attempt=0, arrays=arrays).contribution() is arrays
     with pytest.raises(MalformedContribution, match="no answer"):
-        Reply(node=0, round=1, arrays=None).contribution()
+        Reply(node=0, round=1, attempt=0, arrays=None).contribution()
     with pytest.raises(MalformedContribution, match="asleep"):
-        Reply(node=0, round=1, arrays=None, failure="asleep").contribution()
+        Reply(node=0, round=1, attempt=0, arrays=None, failure="asleep").contribution()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from penchant.client.node import Node
 from penchant.common.learners.contract import State
+from penchant.common.privacy.ledger import Ledger
 from penchant.server.rounds import Progress, RoundRecord, Rounds
 from penchant.simulations import engine
 from penchant.simulations.data.synthetic import synthetic
@@ -139,12 +140,11 @@ def test_what_is_charged_is_the_plan_round_by_round() -> None:
         done, plan = run(key), ROWS[key][1].plan
         promise = plan.guarantee()
         assert promise is not None
-        assert [e.round for e in done.ledger.entries] == list(range(1, plan.rounds + 1))
-        spent = done.ledger.spent().epsilon
-        if plan.max_participations == plan.rounds:
-            assert spent == pytest.approx(promise.epsilon, rel=1e-9)
-        else:  # a profile is in k of the sums only
-            assert spent > promise.epsilon
+        charged = [e for e in done.ledger.entries if e.kind == "charge"]
+        assert [e.round for e in charged] == list(range(1, plan.rounds + 1))
+        assert {(e.plan, e.attempt) for e in charged} == {(plan.digest, 0)}
+        assert done.ledger.spent().epsilon == pytest.approx(promise.epsilon, rel=1e-9)
+        assert [e.round for e in done.ledger.entries if e.kind == "release"] == [e.round for e in charged]
     assert run("fedavg").ledger.entries == ()
     assert run("fedavg+opacus").ledger.entries == ()  # the devices' own ledgers hold these
 
@@ -158,26 +158,29 @@ class Stopped(Exception):
 
 @each_row
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_run_that_stopped_and_went_on_is_the_run_that_never_stopped(key: str, at: int) -> None:
+def test_a_run_that_stopped_and_went_on_is_the_run_that_never_stopped(key: str, at: int, tmp_path: Path) -> None:
     if ROWS[key][1].plan.rounds < at:
         at = 1
-    kept: list[tuple[Progress, list[dict[str, Any]]]] = []
+    kept: list[Progress] = []
+    plan = ROWS[key][1].plan
 
     def stop(record: RoundRecord, rounds: Rounds) -> None:
-        kept.append((rounds.progress, rounds.ledger.to_records()))
+        kept.append(rounds.progress)
         if record.round == at:
             raise Stopped
 
-    with pytest.raises(Stopped):
-        run(key, after_round=stop)
-    progress, charges = kept[-1]
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(plan.population, delta=plan.delta, path=path) as ledger, pytest.raises(Stopped):
+        run(key, ledger=ledger, after_round=stop)
+    progress = kept[-1]
     assert progress.done == at
     heard: list[int] = []
-    after = run(key, progress=progress, charges=charges, after_round=lambda r, _: heard.append(r.round))
     whole = run(key)
+    with Ledger(plan.population, delta=plan.delta, path=path) as ledger:
+        after = run(key, progress=progress, ledger=ledger, after_round=lambda r, _: heard.append(r.round))
+        assert ledger.entries == whole.ledger.entries
     assert heard == list(range(at + 1, whole.plan.rounds + 1))
     assert same(after.state, whole.state)
-    assert after.ledger.to_records() == whole.ledger.to_records()
     np.testing.assert_array_equal(after.progress.participations, whole.progress.participations)
     if heard:
         assert not same(progress.state, whole.state)

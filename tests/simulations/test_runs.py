@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.common.errors import InvalidConfig, MalformedData
+from penchant.common.errors import InvalidConfig, MalformedData, PrivacyRefused
+from penchant.common.privacy.events import Gaussian
+from penchant.common.privacy.plan import PrivacyPlan, SumSpec
 from penchant.server.rounds import Progress, RoundRecord
 from penchant.simulations.runs import RunFolder, file_name, read_config
 from penchant.simulations.settings import SimulationConfig
@@ -38,7 +40,15 @@ RECORD = RoundRecord(
     bytes_down=1,
     bytes_up=2,
 )
-CHARGES: list[dict[str, Any]] = [{"round": 1, "attempt": 0, "event": {"kind": "gaussian"}}]
+PLAN = PrivacyPlan(
+    unit="user",
+    n_users=3,
+    delta=1e-5,
+    sampling="none",
+    cohort=3,
+    sums=(SumSpec(name="update", rounds=2, clip_norm=1.0, noise_multiplier=2.0),),
+    max_participations=2,
+)
 CURVE: list[dict[str, Any]] = [{"round": 1, "ndcg@10": 0.1, "epsilon": 0.1 + 0.2}]
 
 
@@ -50,7 +60,8 @@ def filled(path: Path) -> RunFolder:
     """A folder with one file of each kind."""
     folder = RunFolder(path)
     folder.write_config(SimulationConfig(seed=3))
-    folder.write_charges(ROW, CHARGES)
+    with folder.ledger(ROW, PLAN) as ledger:
+        ledger.charge(1, Gaussian(noise_multiplier=2.0), plan=PLAN.digest, cap=2)
     folder.write_partial(ROW, progress(), CURVE)
     folder.write_row({"name": ROW, "ndcg": 0.1}, np.arange(3), {"ndcg@10": np.array([0.0, 0.5, 1.0])})
     folder.write_model(ROW, STATE, {"name": ROW, "learner": "fedavg"})
@@ -74,15 +85,33 @@ def test_a_checkpoint_comes_back_to_the_last_bit_and_shape(tmp_path: Path) -> No
     assert (again.done, again.records, curve) == (1, [RECORD], CURVE)
 
 
-def test_charges_may_be_ahead_of_the_checkpoint_and_go_with_it(tmp_path: Path) -> None:
+def test_charges_may_be_ahead_of_the_checkpoint_and_stay_when_it_goes(tmp_path: Path) -> None:
     folder = filled(tmp_path / "run")
-    folder.write_charges(ROW, CHARGES * 2)  # charged, and stopped before the release was kept
+    with folder.ledger(ROW, PLAN) as ledger:  # charged, and stopped before the release was kept
+        ledger.charge(2, Gaussian(noise_multiplier=2.0), plan=PLAN.digest, cap=2)
     kept = folder.read_partial(ROW)
     assert kept is not None
-    assert (kept[0].done, folder.read_charges(ROW)) == (1, CHARGES * 2)
+    with folder.ledger(ROW, PLAN) as ledger:
+        assert (kept[0].done, len(ledger.entries)) == (1, 2)
     folder.drop_partial(ROW)
     assert not list((folder.path / "partial").iterdir())
-    assert folder.read_charges(ROW) == []
+    assert [p.name for p in (folder.path / "ledgers").iterdir()] == [f"{ROW}.sqlite"]
+    with folder.ledger(ROW, PLAN) as ledger:
+        assert [ledger.attempts(number, PLAN.digest) for number in (1, 2, 3)] == [1, 1, 0]
+
+
+def test_a_row_of_another_population_or_delta_cannot_take_over_a_ledger(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "run")
+    for other in (replace(PLAN, delta=1e-6), replace(PLAN, population="others")):
+        with pytest.raises(InvalidConfig, match=r"fedavg\+user-dp.sqlite is a ledger with .*, not "):
+            folder.ledger(ROW, other)
+
+
+def test_a_row_without_server_noise_has_nothing_to_charge_and_no_file(tmp_path: Path) -> None:
+    exact = replace(PLAN, unit="none", sums=(replace(PLAN.sums[0], noise_multiplier=0.0),))
+    with RunFolder(tmp_path).ledger(ROW, exact) as ledger:
+        assert ledger.entries == ()
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_models_rounds_and_results_come_back(tmp_path: Path) -> None:
@@ -143,7 +172,6 @@ FAULTS: list[Callable[[bytes], bytes]] = [
 ]
 READERS: list[tuple[str, Callable[[RunFolder], object]]] = [
     (f"partial/{ROW}.safetensors", lambda folder: folder.read_partial(ROW)),
-    (f"partial/{ROW}.ledger.json", lambda folder: folder.read_charges(ROW)),
     (f"rows/{ROW}.json", lambda folder: folder.read_row(ROW)),
     (f"rows/{ROW}.npz", lambda folder: folder.per_user(ROW)),
     (f"models/{ROW}.json", lambda folder: folder.read_model(ROW)),
@@ -171,14 +199,28 @@ def test_a_torn_file_is_named_in_one_line(
 def test_a_damaged_checkpoint_says_what_to_delete_and_then_the_run_goes_on(tmp_path: Path) -> None:
     tiny = SimulationConfig(data="synthetic:users=9,items=40,interactions=6", learner="cooccurrence")
     folder = RunFolder(tmp_path / "run")
-    whole = simulate(tiny, folder)
+    before = simulate(tiny, folder)["runs"][-1]
     (folder.path / "rows" / "co-occurrence.json").unlink()
     checkpoint = folder.path / "partial" / "co-occurrence.safetensors"
     checkpoint.write_bytes(b"torn")
     with pytest.raises(MalformedData, match=r"safetensors is damaged: delete it and go on with: penchant simulate"):
         simulate(tiny, folder)
     checkpoint.unlink()
-    assert simulate(tiny, folder)["runs"][-1]["metrics"] == whole["runs"][-1]["metrics"]
+    after = simulate(tiny, folder)["runs"][-1]
+    assert after["privacy"]["epsilon"] > before["privacy"]["epsilon"]  # done again, charged again
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["empty", "half", "start", "noise", "other"])
+def test_a_torn_ledger_is_named_in_one_line_and_nothing_is_released(
+    fault: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    folder = filled(tmp_path / "run")
+    path = folder.path / "ledgers" / f"{ROW}.sqlite"
+    path.write_bytes(fault(path.read_bytes()))
+    with pytest.raises((MalformedData, PrivacyRefused)) as caught:
+        folder.ledger(ROW, PLAN)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

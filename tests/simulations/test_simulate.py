@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners.contract import State
+from penchant.common.privacy.ledger import Entry, Ledger
 from penchant.common.privacy.plan import PrivacyPlan
 from penchant.server.rounds import Progress, Rounds
 from penchant.simulations import engine
@@ -273,14 +274,14 @@ class Stop:
 
 
 @pytest.fixture
-def charges(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+def charges(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Entry, ...]]:
     """The ledger of each row that `engine.run` finished, by name."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, tuple[Entry, ...]] = {}
     original = engine.run
 
     def listening(*args: Any, name: str, **named: Any) -> Rounds:
         rounds = original(*args, name=name, **named)
-        found[name] = rounds.ledger.to_records()
+        found[name] = rounds.ledger.entries
         return rounds
 
     monkeypatch.setattr(engine, "run", listening)
@@ -288,7 +289,7 @@ def charges(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_a_run_stopped_in_every_federated_row_ends_as_the_run_that_never_stopped(
-    whole: Done, tmp_path: Path, charges: dict[str, list[dict[str, Any]]]
+    whole: Done, tmp_path: Path, charges: dict[str, tuple[Entry, ...]]
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     for row, after in (("fedavg", 2), ("fedavg+opacus", 3), ("fedavg+user-dp", 1), ("co-occurrence", 1)):
@@ -310,7 +311,9 @@ def test_a_run_stopped_in_every_federated_row_ends_as_the_run_that_never_stopped
     stopped = dict(charges)
     play(TINY, tmp_path / "again")
     assert charges == stopped
-    assert [c["round"] for c in charges["fedavg+user-dp"]] == [1, 2, 3, 4]
+    assert [(e.round, e.attempt) for e in charges["fedavg+user-dp"] if e.kind == "charge"] == [
+        (number, 0) for number in (1, 2, 3, 4)
+    ]
 
 
 def test_a_round_that_was_charged_but_not_kept_is_charged_again_with_fresh_noise(
@@ -330,7 +333,8 @@ def test_a_round_that_was_charged_but_not_kept_is_charged_again_with_fresh_noise
             simulate(TINY, folder)
     kept = folder.read_partial("fedavg+user-dp")
     assert kept is not None
-    assert (kept[0].done, len(folder.read_charges("fedavg+user-dp"))) == (2, 3)
+    with Ledger.open(folder.path / "ledgers" / "fedavg+user-dp.sqlite") as ledger:
+        assert (kept[0].done, sum(entry.kind == "charge" for entry in ledger.entries)) == (2, 3)
     again, before = ({r["name"]: r for r in results["runs"]} for results in (simulate(TINY, folder), whole.results))
     assert again["fedavg+user-dp"]["privacy"]["epsilon"] > before["fedavg+user-dp"]["privacy"]["epsilon"]
     tries = [line["attempt"] for line in round_lines(folder.path) if line["row"] == "fedavg+user-dp"]
@@ -339,8 +343,32 @@ def test_a_round_that_was_charged_but_not_kept_is_charged_again_with_fresh_noise
     assert again["co-occurrence"]["metrics"] == before["co-occurrence"]["metrics"]  # no other row is touched
 
 
+def test_a_private_row_done_again_is_charged_again_and_says_so(whole: Done, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole.path, path)
+    (path / "rows" / "co-occurrence.json").unlink()
+    before, again = whole.results["runs"][-1], plain(simulate(TINY, RunFolder(path)))["runs"][-1]
+    assert (before["name"], again["name"]) == ("co-occurrence", "co-occurrence")
+    assert again["privacy"]["epsilon"] > before["privacy"]["epsilon"]
+    assert [line["attempt"] for line in round_lines(path) if line["row"] == "co-occurrence"] == [1, 1]
+    assert not same_weights(path, whole.path)
+    with Ledger.open(path / "ledgers" / "co-occurrence.sqlite") as ledger:
+        assert ledger.spent().epsilon == pytest.approx(again["privacy"]["epsilon"], rel=1e-9)
+
+
+def test_the_ledgers_of_a_run_are_whole_and_hold_what_its_rows_promise(whole: Done) -> None:
+    private = {row["name"]: row["privacy"] for row in whole.results["runs"] if row["privacy"] is not None}
+    ledgers = sorted((whole.path / "ledgers").iterdir())
+    assert [p.name for p in ledgers] == ["co-occurrence.sqlite", "fedavg+user-dp.sqlite"]  # and no log is left
+    for path in ledgers:
+        with Ledger.open(path) as ledger:
+            assert ledger.verify() == len(ledger.entries)
+            assert ledger.spent().epsilon == pytest.approx(private[path.stem]["epsilon"], rel=1e-9)
+            assert {entry.plan for entry in ledger.entries} == {whole.folder.read_model(path.stem)[1]["plan_digest"]}
+
+
 def test_going_on_with_a_finished_run_computes_nothing(
-    whole: Done, tmp_path: Path, charges: dict[str, list[dict[str, Any]]]
+    whole: Done, tmp_path: Path, charges: dict[str, tuple[Entry, ...]]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in (whole.path / "rows").iterdir()}
     again = plain(simulate(whole.folder.read_config(), whole.folder))
@@ -355,6 +383,7 @@ def test_each_row_done_again_while_the_others_are_finished_is_the_same_row(whole
     shutil.copytree(whole.path, path)
     for row in rows(TINY):
         (path / "rows" / f"{row.name}.json").unlink()
+        (path / "ledgers" / f"{row.name}.sqlite").unlink(missing_ok=True)  # with it, another row with fresh noise
         assert lasting(plain(simulate(TINY, RunFolder(path)))) == lasting(whole.results)
         assert same_weights(path, whole.path)
         assert round_lines(path) == round_lines(whole.path)

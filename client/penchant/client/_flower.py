@@ -48,7 +48,7 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
             return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
         content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
             "sum": ArrayRecord({name: Array(values) for name, values in total.items()}),
-            "diagnostics": MetricRecord({"round": order.round, "users": len(order.users)}),
+            "diagnostics": MetricRecord({"round": order.round, "attempt": order.attempt, "users": len(order.users)}),
         }
         return Message(RecordDict(content), reply_to=message)
 

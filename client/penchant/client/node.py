@@ -2,9 +2,10 @@
 
 A node is a phone that hosts one person, a hub that hosts four, or a simulation worker that hosts a million; this code
 is the same. It answers only under the plan its people enrolled with, keeps for each person how often they took part and
-refuses past that plan's cap: as every participation costs the same, that is the person's budget. The count is also in
-the name of their random stream: an order sent again, whatever round, try or state it claims, never meets the same noise
-twice.
+refuses past that plan's cap: as every participation costs the same, that is the person's budget. A device keeps that
+count in a ledger on disk, written before anything is computed; a simulation's worker keeps it in an array. The count is
+also in the name of a person's random stream: an order sent again, whatever round, try or state it claims, never meets
+the same noise twice.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from penchant.common.arrays import Arrays, Int64
-from penchant.common.errors import PrivacyRefused
+from penchant.common.errors import InvalidConfig, PrivacyRefused
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import Learner, State
-from penchant.common.privacy import accounting
+from penchant.common.privacy import accounting, noise
 from penchant.common.privacy.accounting import Bound
+from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.sums import WITHIN, Clip
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
 
@@ -36,10 +39,15 @@ class Node:
         histories: of its own users.
         learners: builds the learner that an order names.
         plan: the one its people enrolled under; an order with another is refused.
-        streams: where local randomness comes from; seeded only in research.
+        streams: where local randomness comes from: `Streams.from_os()`, and seeded only in research.
         first_user: added to a user's row in the names of streams, so that in a simulation a person's randomness does
             not depend on which node hosts them.
         participations: int64[n_users], rounds each person took part in so far; kept up to date in place.
+        ledger: of the device, where participations last; instead of the array.
+
+    Raises:
+        InvalidConfig: both, or a ledger of another population.
+        PrivacyRefused: the plan adds noise here and this machine's is not fit for it.
     """
 
     def __init__(
@@ -51,9 +59,19 @@ class Node:
         plan: PrivacyPlan,
         first_user: int = 0,
         participations: Int64 | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
+        if ledger is not None and (participations is not None or ledger.population != plan.population):
+            raise InvalidConfig("a node counts in its own population's ledger or in an array, not in both")
+        if plan.device is not None:
+            noise.self_test()
         self._histories, self._learners, self._streams = histories, learners, streams
         self._first_user, self._plan, self._digest = first_user, plan, plan.digest
+        self._ledger = ledger
+        if ledger is not None:
+            participations = np.array(
+                [ledger.participations(u, plan.digest) for u in range(histories.n_users)], np.int64
+            )
         self.participations = np.zeros(histories.n_users, np.int64) if participations is None else participations
         self._built: tuple[str, Learner] | None = None
 
@@ -61,6 +79,7 @@ class Node:
         """The sum of the drawn people's clipped contributions.
 
         Raises:
+            BudgetExhausted: the device's ledger has no room for a person's participation.
             PrivacyRefused: another plan than the one enrolled under; a user that is not hosted here, drawn twice, or
                 past the plan's participation cap; or a learner that adds other noise than the plan promises.
         """
@@ -69,25 +88,38 @@ class Node:
         learner, spec = self._learner(order), self._plan.spec(order.round)
         if learner.device_noise != self._plan.device:
             raise PrivacyRefused("the learner does not add the noise on the device that the plan promises")
+        clip = Clip(spec.bound(state), spec.row_norm)
         users = np.asarray(order.users, np.int64)
         if len(np.unique(users)) != len(users) or (len(users) and not 0 <= users.min() <= users.max() < self.n_users):
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
         if (self.participations[users] >= self._plan.max_participations).any():
             raise PrivacyRefused("the order would take a user past the plan's participation cap")
-        self.participations[users] += 1
+        self._charge(order, users)
 
         def random(row: int) -> np.random.Generator:
             user = int(users[row])
             taken = int(self.participations[user])
             return self._streams.get("local", order.round, order.attempt, self._first_user + user, taken)
 
-        return learner.partial_sum(state, self._histories.select(users), spec.clip_norm, random)
+        total = dict(learner.partial_sum(state, self._histories.select(users), clip, random))
+        if spec.quantile is not None:
+            total[WITHIN] = np.array(clip.within - clip.n / 2)
+        return total
+
+    def _charge(self, order: Order, users: Int64) -> None:
+        if self._ledger is not None:
+            event, cap = self._plan.device_event(), self._plan.max_participations
+            for user in users:
+                self._ledger.participate(int(user), order.round, order.attempt, event, plan=self._digest, cap=cap)
+        self.participations[users] += 1
 
     def spent(self, user: int) -> Bound:
         """ε of everything that left this device about one of its people, over all rounds (unit interaction).
 
         With other units the device adds no noise, and what it spends is the server's ledger to say.
         """
+        if self._ledger is not None:
+            return self._ledger.spent(user)
         event = self._plan.device_event()
         times = int(self.participations[user])
         if event is None or times == 0:

@@ -84,13 +84,14 @@ class Reply:
 
     Attributes:
         node: which, by its place in the roster.
-        round: that it answers.
+        round, attempt: that it answers.
         arrays: the sum of its clipped contributions; None where it failed.
         failure: why, in a word, where it failed.
     """
 
     node: int
     round: int
+    attempt: int
     arrays: State | None
     failure: str = ""
 

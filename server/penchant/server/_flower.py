@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -17,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from penchant.common.errors import PenchantError
 from penchant.common.learners.contract import State
+from penchant.common.privacy import noise
 from penchant.common.wire import Reply
 from penchant.server.rounds import RoundRecord, Rounds
 
@@ -63,16 +65,17 @@ class PrivateSumStrategy(FedAvg):
 
     def _read(self, message: Message) -> Reply:
         """One Flower message as our reply; whatever is wrong with it becomes a failure, never an exception."""
-        shard, number = self._shards.get(message.metadata.src_node_id, -1), self._rounds.progress.done + 1
+        shard = self._shards.get(message.metadata.src_node_id, -1)
+        number, attempt = self._rounds.asked
         if message.has_error():
             log.warning("a node failed: %s", message.error.reason)
-            return Reply(node=shard, round=number, arrays=None, failure="error")
+            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="error")
         try:
-            sent = message.content.array_records["sum"]
-            number = int(message.content.metric_records["diagnostics"]["round"])  # type: ignore[arg-type]  # or refused
-            return Reply(node=shard, round=number, arrays={name: array.numpy() for name, array in sent.items()})
+            told: Any = message.content.metric_records["diagnostics"]  # of another type: refused below
+            arrays = {name: array.numpy() for name, array in message.content.array_records["sum"].items()}
+            return Reply(node=shard, round=int(told["round"]), attempt=int(told["attempt"]), arrays=arrays)
         except Exception:  # a hostile .npy raises nearly anything
-            return Reply(node=shard, round=number, arrays=None, failure="unreadable")
+            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unreadable")
 
 
 def server_app(
@@ -89,6 +92,7 @@ def server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        noise.self_test()
         run = rounds()
         if run.n_left:
             gather(grid, run.n_nodes, gather_s)

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from penchant.common.arrays import Int64
+from penchant.common.arrays import Int64, content_digest
 from penchant.common.errors import InvalidConfig, MalformedContribution
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan
 from penchant.common.privacy.sampling import draw
-from penchant.common.privacy.sums import PrivateSum
+from penchant.common.privacy.sums import WITHIN, PrivateSum
 from penchant.common.streams import Streams
 from penchant.common.wire import Order, Reply
 
@@ -118,11 +119,16 @@ class Rounds:
 
     def guarantee(self, rounds: int | None = None) -> Guarantee | None:
         """What holds after so many rounds (all if None), rounds that were charged again included."""
-        return self.plan.guarantee(rounds, self.ledger.neighbours, self.ledger.repeated)
+        return self.plan.guarantee(rounds, self.ledger.neighbours, self.ledger.repeated(self.plan.digest))
 
     @property
     def state(self) -> State:
         return self.progress.state
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """Round and attempt that replies are awaited for."""
+        return self.progress.done + 1, self._attempt
 
     def open(self) -> dict[int, Order]:
         """Draws the next round's cohort: an order for each node that hosts one of the drawn.
@@ -133,9 +139,9 @@ class Rounds:
         """
         number = self.progress.done + 1
         if (event := self.plan.event(number)) is not None:
-            self.ledger.check(event)
+            self.ledger.check(event, plan=self.plan.digest, cap=self.plan.charged_cap, round=number)
         self._started = time.perf_counter()
-        self._attempt = self.ledger.attempts(number)
+        self._attempt = self.ledger.attempts(number, self.plan.digest)
         self._participations = self.progress.participations.copy()
         drawn = draw(self.plan, number, self._attempt, self._participations, self._streams)
         nodes = np.searchsorted(self._first, drawn, side="right") - 1
@@ -163,11 +169,12 @@ class Rounds:
             raise InvalidConfig("no round is open")
         number, state = self.progress.done + 1, self.progress.state
         spec, shapes = self.plan.spec(number), self.learner.shapes(state)
-        total = PrivateSum(shapes, clip_norm=spec.clip_norm, noise_multiplier=spec.noise_multiplier)
+        clip_norm = spec.bound(state)
+        total = PrivateSum(shapes, spec, clip_norm)
         heard: set[int] = set()
         refused: Counter[str] = Counter()
         for reply in replies:
-            reason = _refusal(reply, number, self._asked, heard)
+            reason = _refusal(reply, self.asked, self._asked, heard)
             if not reason:
                 try:
                     total.add(reply.contribution(), users=self._roster[reply.node])
@@ -177,10 +184,15 @@ class Rounds:
             if reason:
                 refused[reason] += 1
         event = self.plan.event(number)
-        receipt = None if event is None else self.ledger.charge(number, event)
-        if receipt is not None:  # of the charge itself: no two charges ever share their noise
-            self._attempt = self.ledger.entries[receipt.entry].attempt
-        noisy = total.release(self._streams.get("noise", number, self._attempt), receipt)
+        receipt = None
+        if event is not None:
+            receipt = self.ledger.charge(
+                number, event, plan=self.plan.digest, cap=self.plan.charged_cap, model=content_digest(state)
+            )
+            self._attempt = receipt.attempt  # of the charge itself: no two charges ever share their noise
+        noisy = total.release(Noise(self._streams.key("noise", number, self._attempt)), receipt)
+        if receipt is not None:
+            self.ledger.released(receipt, content_digest(noisy))
         drawn = sum(len(order.users) for order in self._asked.values())
         record = RoundRecord(
             round=number,
@@ -194,8 +206,13 @@ class Rounds:
             bytes_down=drawn * sum(np.asarray(v).nbytes for v in self.learner.released(state).values()),
             bytes_up=drawn * sum(4 * int(np.prod(shape)) for shape in shapes.values()),
         )
+        within = noisy.pop(WITHIN, None)
+        after = self.learner.apply(state, noisy, self.plan.divisor)
+        if spec.quantile is not None and within is not None:
+            moved = spec.quantile.next(clip_norm, float(within), self.plan.divisor)
+            after = {**after, spec.clip_key: np.array(moved)}
         self.progress = Progress(
-            self.learner.apply(state, noisy, self.plan.divisor),
+            after,
             self._participations,
             number,
             [*self.progress.records, record],
@@ -204,8 +221,8 @@ class Rounds:
         return record
 
 
-def _refusal(reply: Reply, number: int, asked: Container[int], heard: Container[int]) -> str:
-    if reply.round != number:
+def _refusal(reply: Reply, now: tuple[int, int], asked: Container[int], heard: Container[int]) -> str:
+    if (reply.round, reply.attempt) != now:
         return "wrong round"
     if reply.node not in asked:
         return "not asked"

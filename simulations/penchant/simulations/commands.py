@@ -40,6 +40,8 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("local-epochs", int, "passes over the own history in a round"),
     ("lr", float, "step size of local training"),
     ("clip", float, "L2 bound on an update (unit user) or a sample's gradient (unit interaction)"),
+    ("clip-quantile", float, "let the clip follow this quantile of updates' norms (unit user)"),
+    ("row-clip", float, "L2 bound on each item's row of an update: bounds what one person does to one item"),
     ("k-core", int, "keep users and items with at least so many interactions (uncharged)"),
     ("seed", int, "of everything random"),
     ("nodes", int, "Flower nodes that share the users"),

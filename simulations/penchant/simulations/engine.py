@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,32 +51,28 @@ def run(
     where: str,
     after_round: AfterRound,
     progress: Progress | None = None,
-    charges: list[dict[str, Any]] | None = None,
-    keep_charges: Callable[[list[dict[str, Any]]], None] | None = None,
+    ledger: Ledger | None = None,
 ) -> Rounds:
     """Runs every round that is left.
 
     Args:
-        name: of the row; its streams and its ledger are called after it.
+        name: of the row; its streams are called after it.
         where: torch device of the nodes.
         after_round: called after each release, with what a checkpoint needs.
-        progress, charges: of an earlier, interrupted run.
-        keep_charges: called with all charges before each release.
+        progress: of an earlier, interrupted run.
+        ledger: of the row, with what such a run charged; None keeps one in memory.
     """
     n_users = population.histories.n_users
     roster = shard_sizes(n_users, nodes)
     streams = Streams(seed).child(name)
     plan = row.plan
-    ledger = Ledger(plan.population, delta=plan.delta, keep=keep_charges)
-    if charges:
-        ledger.load(charges)
     learner = registry.build(row.learner, row.settings, population.catalogue, where=where)
     rounds = Rounds(
         learner=learner,
         settings=row.settings,
         plan=plan,
         roster=roster,
-        ledger=ledger,
+        ledger=ledger or Ledger(plan.population, delta=plan.delta),
         streams=streams.child("server"),
         progress=progress,
     )

@@ -6,9 +6,11 @@
     report.html          one self-contained file to look at
     models/ROW.*         what each federated row would release: safetensors, and a manifest in JSON
     rows/ROW.json|npz    a finished row, and its figures for each person (for paired comparisons)
-    partial/ROW.*        the checkpoint and the charges of the row that was interrupted
+    partial/ROW.*        the checkpoint of the row that was interrupted
+    ledgers/ROW.sqlite   what a row with server noise was charged, kept as long as the run: a row done again is charged
+                         again (see `penchant privacy`)
 
-Every file is written beside its name and moved there, so that it is whole or absent.
+Every file is written beside its name and moved there, so that it is whole or absent; a ledger only grows.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from penchant.common import config
 from penchant.common.arrays import Float64, Int64
 from penchant.common.errors import InvalidConfig, MalformedData
 from penchant.common.learners.contract import State
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.plan import PrivacyPlan
 from penchant.server.rounds import Progress, RoundRecord
 from penchant.simulations.settings import SimulationConfig
 
@@ -95,26 +99,16 @@ class RunFolder:
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
             raise self._damaged(path, "the .json beside it") from None
 
-    # the row at work
-
-    def write_charges(self, row: str, charges: list[dict[str, Any]]) -> None:
-        """What the row's ledger holds, before anything of it is released."""
-        self._write(f"partial/{file_name(row)}.ledger.json", _json({"charges": charges}))
-
-    def read_charges(self, row: str) -> list[dict[str, Any]]:
-        """The charges of an interrupted row; perhaps one more than its checkpoint has rounds.
+    def ledger(self, row: str, plan: PrivacyPlan) -> Ledger:
+        """What the row was charged; in a file where the server adds noise, and else there is nothing to charge.
 
         Raises:
-            MalformedData: its file is damaged.
+            InvalidConfig, MalformedData, PrivacyRefused: as the ledger does; nothing may be released.
         """
-        path = self.path / "partial" / f"{file_name(row)}.ledger.json"
-        if not path.exists():
-            return []
-        try:
-            charges: list[dict[str, Any]] = self._read_json(path)["charges"]
-        except KeyError:
-            raise self._damaged(path) from None
-        return charges
+        path = self.path / "ledgers" / f"{file_name(row)}.sqlite"
+        return Ledger(plan.population, delta=plan.delta, path=path if plan.unit == "user" else None)
+
+    # the row at work
 
     def write_partial(self, row: str, progress: Progress, curve: list[dict[str, Any]]) -> None:
         """The checkpoint after a round, in one file."""
@@ -148,8 +142,7 @@ class RunFolder:
             raise self._damaged(path) from None
 
     def drop_partial(self, row: str) -> None:
-        for ending in ("safetensors", "ledger.json"):
-            (self.path / "partial" / f"{file_name(row)}.{ending}").unlink(missing_ok=True)
+        (self.path / "partial" / f"{file_name(row)}.safetensors").unlink(missing_ok=True)
 
     def write_rounds(self, lines: list[Mapping[str, Any]]) -> None:
         """rounds.jsonl, whole and new each time: it is small, and so never torn."""

@@ -18,7 +18,15 @@ from penchant.common.learners import cooccurrence
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
-from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, Sampling, SumSpec, Unit, expected_cohort
+from penchant.common.privacy.plan import (
+    DeviceNoise,
+    PrivacyPlan,
+    QuantileClip,
+    Sampling,
+    SumSpec,
+    Unit,
+    expected_cohort,
+)
 from penchant.common.taste import TasteConfig
 
 LearnerName = Literal["fedavg", "cooccurrence"]
@@ -28,6 +36,8 @@ UNCHARGED = (
     "the number of users is public",
     "accuracy, curves and counts here are exact",
 )
+COUNT_SHARE = 0.02
+"""Of μ², for the counts that steer a clip_quantile."""
 PROFILES = "a person enrolled m times counts m times (m·μ)"
 
 
@@ -46,6 +56,9 @@ class SimulationConfig:
         max_participations: k, rounds in which one profile may take part, with sampling "none".
         local_epochs, lr: of local training.
         clip: of the update (unit user) or of a sample's gradient (unit interaction).
+        clip_quantile: with unit user, the clip follows this quantile of updates' norms, from `clip` on; of the budget
+            μ², COUNT_SHARE goes to the counts that steer it.
+        row_clip: L2 bound on each item's row of an update, before the clip.
         nodes: Flower nodes that share the users.
         engine: "local", or "flower" for Flower's simulation engine on Ray.
         device: torch device; "auto" takes CUDA where there is one.
@@ -72,6 +85,8 @@ class SimulationConfig:
     local_epochs: int | None = None
     lr: float | None = None
     clip: float | None = None
+    clip_quantile: float | None = None
+    row_clip: float | None = None
     nodes: int = 2
     engine: str = "local"
     device: str = "auto"
@@ -100,10 +115,12 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
-        for name in ("epsilon", "noise_multiplier", "lr", "clip"):
+        for name in ("epsilon", "noise_multiplier", "lr", "clip", "row_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
+        if self.clip_quantile is not None and not 0 < self.clip_quantile < 1:
+            raise InvalidConfig(f"clip_quantile must be in (0, 1), not {self.clip_quantile:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
         for name in ("seed", "k_core"):
@@ -118,7 +135,7 @@ class SimulationConfig:
         if self.epsilon is not None and self.noise_multiplier is not None:
             raise InvalidConfig("epsilon and noise_multiplier decide the same thing: give one of them")
         if self.unit == "none":
-            for name in ("epsilon", "noise_multiplier", "delta", "clip"):
+            for name in ("epsilon", "noise_multiplier", "delta", "clip", "clip_quantile"):
                 if getattr(self, name) is not None:
                     raise InvalidConfig(f"unit none promises nothing: drop {name}, or take --unit user")
             if self.sampling == "poisson":
@@ -134,12 +151,24 @@ class SimulationConfig:
                 raise InvalidConfig("learner cooccurrence has no model: drop --model, or take --learner fedavg")
             if self.unit == "interaction":
                 raise InvalidConfig("learner cooccurrence protects users: take --unit user or none")
-            for name in ("rounds", "cohort", "sampling", "max_participations", "local_epochs", "lr", "clip"):
+            for name in (
+                "rounds",
+                "cohort",
+                "sampling",
+                "max_participations",
+                "local_epochs",
+                "lr",
+                "clip",
+                "clip_quantile",
+                "row_clip",
+            ):
                 if getattr(self, name) is not None:
                     option = "--" + name.replace("_", "-")
                     raise InvalidConfig(f"learner cooccurrence has no {name}: drop {option}, or take --learner fedavg")
         if self.unit == "interaction" and self.sampling == "poisson":
             raise InvalidConfig("unit interaction samples interactions on the device: drop --sampling")
+        if self.unit == "interaction" and self.clip_quantile is not None:
+            raise InvalidConfig("unit interaction has a fixed clip of each sample: drop --clip-quantile")
         if self.cohort is not None and self.max_participations is not None and self.unit in (None, "user"):
             raise InvalidConfig("cohort and max_participations decide the same thing with unit user: drop one of them")
         if self.sampling == "poisson" and self.max_participations is not None:
@@ -260,7 +289,10 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     clip = (settings.clip or 0.1) if private else math.inf
 
     def plan(sigma: float) -> PrivacyPlan:
-        spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma)
+        spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma, row_norm=settings.row_clip)
+        if private and settings.clip_quantile is not None:
+            count = QuantileClip(quantile=settings.clip_quantile, noise_multiplier=sigma / math.sqrt(COUNT_SHARE))
+            spec = replace(spec, noise_multiplier=sigma / math.sqrt(1 - COUNT_SHARE), quantile=count)
         return PrivacyPlan(
             unit=row.unit,
             n_users=n_users,
@@ -304,7 +336,7 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
             delta=delta,
             sampling="none",
             cohort=cohort,
-            sums=(SumSpec(name="update", rounds=rounds, clip_norm=math.inf),),
+            sums=(SumSpec(name="update", rounds=rounds, clip_norm=math.inf, row_norm=settings.row_clip),),
             max_participations=cap,
             device=DeviceNoise(
                 clip_norm=settings.clip or 0.25,

@@ -279,25 +279,25 @@ class _Run:
             self.folder.write_partial(row.name, run.progress, curve)
             self.watch.step(words)
 
-        rounds = engine.run(
-            plan,
-            self.population,
-            name=row.name,
-            seed=self.settings.seed,
-            nodes=self.settings.nodes,
-            engine=self.settings.engine,
-            where=self.where,
-            after_round=after_round,
-            progress=progress,
-            charges=self.folder.read_charges(row.name),
-            keep_charges=lambda charges: self.folder.write_charges(row.name, charges),
-        )
+        with self.folder.ledger(row.name, plan.plan) as ledger:
+            rounds = engine.run(
+                plan,
+                self.population,
+                name=row.name,
+                seed=self.settings.seed,
+                nodes=self.settings.nodes,
+                engine=self.settings.engine,
+                where=self.where,
+                after_round=after_round,
+                progress=progress,
+                ledger=ledger,
+            )
+            promise = rounds.guarantee()
         records = rounds.progress.records
         lines = [{"row": row.name, **asdict(record)} for record in records]
         self.rounds += lines
         self.folder.write_rounds(self.rounds)
         seconds = sum(record.seconds for record in records)
-        promise = rounds.guarantee()
         released = Learner.released(rounds.state)
         privacy = None if promise is None else asdict(promise)
         note = "exact: not private" if promise is None else str(promise)
@@ -318,7 +318,6 @@ class _Run:
             "privacy_note": note,
             "curve": curve,
             "rounds": lines,
-            "charges": rounds.ledger.to_records(),
             "seconds": seconds,
             "clients_per_second": sum(r.drawn for r in records) / max(seconds, 1e-9),
             "bytes_up": sum(r.bytes_up for r in records),
@@ -369,7 +368,7 @@ class _Run:
             "engine": self.settings.engine,
             "command": f"penchant simulate --config {shlex.quote(str(self.folder.path / 'config.toml'))}",
             "budget_note": budget_note(self.settings, plans),
-            "runs": [{k: v for k, v in row.items() if k not in ("rounds", "charges", "data_digest")} for row in done],
+            "runs": [{k: v for k, v in row.items() if k not in ("rounds", "data_digest")} for row in done],
         }
 
 

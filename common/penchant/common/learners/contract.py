@@ -20,9 +20,8 @@ import numpy.typing as npt
 from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.interactions import History, Interactions
-from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
-from penchant.common.privacy.sums import Shapes
+from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 
 State = Mapping[str, npt.NDArray[Any]]
@@ -63,15 +62,15 @@ class Learner(ABC):
     def scores(self, state: State, histories: Interactions) -> Float32:
         """The user side: float32[n_users, n_items], higher is better, from the released state and own histories."""
 
-    def partial_sum(self, state: State, histories: Interactions, clip_norm: float, randoms: Randoms) -> Arrays:
+    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         """Σ clip(contribution) over these people: what a node that hosts them sends, in float64.
 
-        A learner may override it to run its people together; the result must equal this loop to float tolerance.
+        A learner may override it to run its people together; the result must equal this loop to float tolerance, and
+        each person's contribution must pass through `clip` once.
         """
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         for row, history in enumerate(histories):
-            clipped = sums.clip(self.contribution(state, history, randoms(row)), clip_norm)
-            for name, values in clipped.items():
+            for name, values in clip(self.contribution(state, history, randoms(row))).items():
                 total[name] += values
         return total
 

@@ -32,7 +32,7 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.privacy.plan import SumSpec
-from penchant.common.privacy.sums import Shapes
+from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
 
@@ -97,17 +97,15 @@ class Cooccurrence(Learner):
         ((name, (size,)),) = self.shapes(state).items()
         out = np.zeros(size, np.float32)
         at = self._entries(state, history)
-        if len(at):
-            out[at] = 1 / np.sqrt(np.float32(len(at)))
+        out[at] = self._values(len(at))
         return {name: out}
 
-    def partial_sum(self, state: State, histories: Interactions, clip_norm: float, randoms: Randoms) -> Arrays:
+    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         total = np.zeros(size, np.float64)
         for history in histories:
             at = self._entries(state, history)
-            if len(at):  # a vector of length 1, so the clip is a factor
-                total[at] += min(1.0, clip_norm) / math.sqrt(len(at))
+            total[at] += clip({name: self._values(len(at))})[name]  # what is not zero has the vector's norm
         return {name: total}
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
@@ -124,6 +122,11 @@ class Cooccurrence(Learner):
         content = np.float32(self.config.content) * self.catalogue.content
         vectors = np.hstack([state["vectors"], content]) if "vectors" in state else content
         return taste.scores(vectors, state["popularity"], histories, self.config.taste)
+
+    @staticmethod
+    def _values(n: int) -> Float32:
+        """n equal values with an L2 norm of 1."""
+        return np.full(n, 1 / math.sqrt(max(n, 1)), np.float32)
 
     def _entries(self, state: State, history: History) -> Int64:
         """Where this person's vector is not zero: positions in the sum that the state asks for, each once."""

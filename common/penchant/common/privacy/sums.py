@@ -5,6 +5,11 @@ scaled to the sum's sensitivity C, so nothing here weights a contribution or div
 A contribution is a set of named arrays, clipped as one flat vector; a node's partial sum of n clipped contributions is
 checked and clipped again to users(node)·C, with users(node) from its enrolment, never from its reply.
 
+The sum is exact. Clipped values are cut to multiples of C/2²⁸ (a power of two, towards zero, so no norm grows), and of
+those float64 adds 2²⁴ people's without rounding: one person moves the computed sum by what they contributed and nothing
+else, in whichever order and through whichever nodes it came. A sum that rounds may move by far more than its terms
+(Casacuberta et al. 2022, https://arxiv.org/abs/2207.10635).
+
 Source: McMahan et al. 2018, https://arxiv.org/abs/1710.06963, section 2 and Algorithm 1 with the fixed-denominator
 estimator and every user weight w_k = 1.
 """
@@ -13,16 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from penchant.common.arrays import Arrays, Float32
+from penchant.common.arrays import AnyFloat, Arrays, Float32, Float64
 from penchant.common.errors import InvalidConfig, MalformedContribution
+from penchant.common.privacy.accounting import Neighbours
 from penchant.common.privacy.ledger import Receipt
+from penchant.common.privacy.noise import Noise
+from penchant.common.privacy.plan import SumSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 """What a contribution must look like: the shape of each named array."""
+WITHIN = "clip/within"
+"""Name of the number beside a contribution that a quantile clip asks for: +½ within C, else −½."""
+_SAFETY = 1 - 2.0**-22  # what rounding to float32 can add to a norm is taken off first
 
 
 def norm(contribution: Arrays) -> float:
@@ -41,24 +51,72 @@ def norm(contribution: Arrays) -> float:
     return math.sqrt(square)
 
 
-def clip(contribution: Arrays, bound: float) -> dict[str, Float32]:
-    """Scales a contribution, all its arrays together, to an L2 norm of at most `bound`.
+class Clip:
+    """Clips one person's contribution at a time, all its arrays together, to an L2 norm of at most `bound`.
 
-    Guarantees:
-        ‖result‖₂ ≤ bound · (1 + 1e-6). One within the bound comes back unchanged (as float32).
-        Adding or removing a contribution moves a sum of such results by at most that; replacing one by twice that.
+    Adding or removing a person moves a sum of what it returns by at most `bound`, replacing one by at most twice that.
+
+    Args:
+        bound: C > 0; infinite only where nothing is promised, and then nothing is cut.
+        row_norm: L2 bound on each row (all under one index of an array's first axis), applied first.
+
+    Attributes:
+        n, within: contributions clipped so far, and those among them whose norm was within `bound` before.
 
     Raises:
         InvalidConfig: a bound that is not positive.
-        MalformedContribution: a NaN, an infinity, or what is too large for float32 even within the bound.
     """
-    if not bound > 0:  # also refuses NaN
-        raise InvalidConfig(f"bound must be positive, not {bound}")
-    length = norm(contribution)
-    scale = 1.0 if length <= bound else bound / length
-    if length * scale > float(np.finfo(np.float32).max):
-        raise MalformedContribution("contribution is too large for float32")
-    return {k: (np.asarray(v, np.float64) * scale).astype(np.float32) for k, v in contribution.items()}
+
+    def __init__(self, bound: float, row_norm: float | None = None) -> None:
+        if not bound > 0 or (row_norm is not None and not row_norm > 0):  # also refuses NaN
+            raise InvalidConfig(f"a clip's bounds must be positive, not {bound} and {row_norm}")
+        self.bound, self.row_norm = bound, row_norm
+        self.n = self.within = 0
+
+    def sensitivity(self, neighbours: Neighbours) -> float:
+        """How far one person can move the sum, in L2."""
+        return self.bound * (2.0 if neighbours == "replace" else 1.0)
+
+    def __call__(self, contribution: Arrays) -> dict[str, Float32]:
+        """The clipped contribution; one within the bound comes back unchanged but for the grid (and float32).
+
+        Guarantees:
+            ‖result‖₂ ≤ bound, and every value is a multiple of `grid(bound)`.
+
+        Raises:
+            MalformedContribution: a NaN, an infinity, or what is too large for float32 even within the bound.
+        """
+        length = norm(contribution)
+        if self.row_norm is not None:
+            contribution = _clip_rows(contribution, self.row_norm)
+            length = norm(contribution)
+        self.n += 1
+        self.within += length <= self.bound
+        exact = all(np.can_cast(np.asarray(v).dtype, np.float32) for v in contribution.values())
+        within = length <= self.bound * (1.0 if exact else _SAFETY)
+        scale = 1.0 if within else self.bound * _SAFETY / length
+        if length * scale > float(np.finfo(np.float32).max):
+            raise MalformedContribution("contribution is too large for float32")
+        return {
+            name: on_grid((np.asarray(v, np.float64) * scale).astype(np.float32), self.bound).astype(np.float32)
+            for name, v in contribution.items()
+        }
+
+
+def clip(contribution: Arrays, bound: float) -> dict[str, Float32]:
+    """One contribution clipped; see `Clip`."""
+    return Clip(bound)(contribution)
+
+
+def grid(bound: float) -> float:
+    """What clipped values are multiples of: a power of two near C/2²⁸; 0, so nothing is cut, where C is infinite."""
+    return math.ldexp(0.5, math.frexp(bound)[1] - 28) if bound < math.inf else 0.0
+
+
+def on_grid(values: AnyFloat, bound: float) -> Float64:
+    """Values cut towards zero to multiples of `grid(bound)`."""
+    step, wide = grid(bound), np.asarray(values, np.float64)
+    return np.trunc(wide / step) * step if step else wide
 
 
 def check(contribution: Arrays, shapes: Shapes) -> None:
@@ -82,64 +140,79 @@ def check(contribution: Arrays, shapes: Shapes) -> None:
 class PrivateSum:
     """One round's sum: add partial sums one at a time, then release once.
 
-    Its memory does not depend on who takes part. Not guaranteed: resistance to floating-point attacks,
-    https://arxiv.org/abs/2112.05307.
+    Its memory does not depend on who takes part.
 
     Args:
-        shapes: of one contribution.
-        clip_norm: C, the L2 bound on one person's contribution; infinite only where nothing is promised.
-        noise_multiplier: σ, noise stddev over C; 0 only where nothing is promised at this place.
+        shapes: of one contribution, as the learner gives them.
+        spec: noise, clip and, with a quantile, the count beside them.
+        clip_norm: C of this round, where it is not the spec's first.
     """
 
-    def __init__(self, shapes: Shapes, *, clip_norm: float, noise_multiplier: float) -> None:
-        if not clip_norm > 0 or not noise_multiplier >= 0:  # also refuses NaN
-            raise InvalidConfig("clip_norm must be positive and noise_multiplier ≥ 0")
-        if noise_multiplier > 0 and not math.isfinite(clip_norm * noise_multiplier):
-            raise InvalidConfig("noise needs a finite clip_norm to scale to")
-        self._shapes = dict(shapes)
-        self._clip_norm, self._noise_multiplier, self._released = clip_norm, noise_multiplier, False
-        self._total: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {
-            name: np.zeros(shape, np.float64) for name, shape in self._shapes.items()
-        }
+    def __init__(self, shapes: Shapes, spec: SumSpec, clip_norm: float | None = None) -> None:
+        self._spec, self._bound = spec, spec.clip_norm if clip_norm is None else clip_norm
+        self._stddev = spec.noise_multiplier * self._bound if spec.noise_multiplier else 0.0
+        if not self._bound > 0 or not math.isfinite(self._stddev):
+            raise InvalidConfig("clip_norm must be positive, and finite where there is noise to scale to it")
+        self._shapes = {**shapes, WITHIN: ()} if spec.quantile else dict(shapes)
+        self._total = {name: np.zeros(shape, np.float64) for name, shape in self._shapes.items()}
 
     def add(self, partial: Arrays, *, users: int) -> None:
         """Adds one node's sum of clipped contributions.
 
         Args:
-            partial: as `shapes`.
+            partial: as `shapes`, and `WITHIN` with a quantile.
             users: how many people the node was enrolled with.
 
         Raises:
             MalformedContribution: not what the round asked for; nothing was added.
         """
         check(partial, self._shapes)
-        length = norm(partial)
-        bound = users * self._clip_norm
-        scale = 1.0 if length <= bound * (1 + 1e-6) else bound / length
-        for name, total in self._total.items():
-            total += partial[name] if scale == 1.0 else np.asarray(partial[name], np.float64) * scale
+        values = {name: np.asarray(v, np.float64) for name, v in partial.items()}
+        within = values.pop(WITHIN, None)
+        if self._spec.row_norm is not None:
+            values = _clip_rows(values, users * self._spec.row_norm)
+        length, bound = norm(values), users * self._bound
+        scale = 1.0 if length <= bound else bound * _SAFETY / length
+        for name, v in values.items():
+            self._total[name] += on_grid(v * scale, self._bound)
+        if within is not None:
+            self._total[WITHIN] += np.clip(np.trunc(2 * within) / 2, -users / 2, users / 2)
 
-    def release(self, noise: np.random.Generator, receipt: Receipt | None) -> dict[str, Float32]:
+    def release(self, noise: Noise, receipt: Receipt | None) -> dict[str, Float32]:
         """The noised sum; with nobody in it, noise alone: that nobody came is private too.
 
         Args:
-            noise: stream of the Gaussian; seeded only in research.
-            receipt: proof that the ledger was charged for this release. None only without noise, where nothing is
-                promised here.
+            noise: a stream used for nothing else.
+            receipt: proof that the ledger was charged for this release, good for one. None only without noise, where
+                nothing is promised here.
 
         Raises:
-            InvalidConfig: a release without its receipt, with the receipt of other noise, or for the second time.
+            InvalidConfig: a release without its receipt, with the receipt of other noise, or a receipt for the second
+                time.
         """
         charged = 0.0 if receipt is None else receipt.event.noise_multiplier
-        if charged != self._noise_multiplier:
+        if charged != self._spec.charged_multiplier:
             raise InvalidConfig("a noised release needs the receipt of its own noise, and only that one has any")
-        if self._released:
-            raise InvalidConfig("a sum is released once: the same sum under fresh noise is another release")
-        self._released = True
-        stddev = self._noise_multiplier * self._clip_norm if receipt else 0.0
+        if receipt is not None:
+            receipt.spend()
         out = {}
         for name in sorted(self._total):
             total = self._total[name]
-            noised = total + stddev * noise.standard_normal(total.shape) if stddev else total
-            out[name] = noised.astype(np.float32)
+            stddev = self._stddev
+            if name == WITHIN and self._spec.quantile:
+                stddev = self._spec.quantile.noise_multiplier / 2  # its sensitivity is ½
+            out[name] = (noise.add(total, stddev) if receipt else total).astype(np.float32)
         return out
+
+
+def _clip_rows(contribution: Arrays, bound: float) -> dict[str, Float64]:
+    out = {}
+    for name, values in contribution.items():
+        wide = np.asarray(values, np.float64)
+        rows = wide.reshape(wide.shape[0] if wide.ndim else 1, math.prod(wide.shape[1:]))
+        with np.errstate(over="ignore"):
+            length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+        if not np.isfinite(length).all():
+            raise MalformedContribution("contribution has a non-finite norm")
+        out[name] = (rows * np.minimum(1.0, bound / np.maximum(length, 1e-300))).reshape(wide.shape)
+    return out

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from penchant.common import taste
-from penchant.common.arrays import Arrays, Float32
+from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
@@ -33,9 +33,8 @@ from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded
 from penchant.common.negatives import negatives
-from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
-from penchant.common.privacy.sums import Shapes
+from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
 
@@ -119,12 +118,12 @@ class FedAvg(Learner):
             return self._train_sequence(self.model, weights, history, random)
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
         for _, update in local.updates(self.model, weights, [history.items], self.config.local, [random]):
-            self._add(out, update, 1.0)
+            self._add(out, update.rows, update.values)
         return out
 
-    def partial_sum(self, state: State, histories: Interactions, clip_norm: float, randoms: Randoms) -> Arrays:
+    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._device_sgd is not None or isinstance(self.model, SequenceModel):
-            return super().partial_sum(state, histories, clip_norm, randoms)
+            return super().partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         people = range(histories.n_users)
         trained = local.updates(
@@ -134,8 +133,12 @@ class FedAvg(Learner):
             self.config.local,
             [randoms(u) for u in people],
         )
+        seen = 0
         for _, update in trained:
-            self._add(total, update, min(1.0, clip_norm / max(sums.norm(update.values), 1e-300)))
+            self._add(total, update.rows, clip(update.values))  # rows that were not touched are zero
+            seen += 1
+        for _ in range(histories.n_users - seen):  # nothing to train on: a contribution of zeros
+            clip({})
         return total
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
@@ -177,12 +180,12 @@ class FedAvg(Learner):
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
 
-    def _add(self, total: dict[str, np.ndarray[Any, Any]], update: local.Update, scale: float) -> None:
-        for name, values in update.values.items():
+    def _add(self, total: dict[str, np.ndarray[Any, Any]], rows: Int64, values: Arrays) -> None:
+        for name, v in values.items():
             if name in self.model.item_tables:
-                total[name][update.rows] += scale * values  # rows are distinct
+                total[name][rows] += v  # rows are distinct
             else:
-                total[name] += scale * values
+                total[name] += v
 
     def _train_sequence(
         self, model: SequenceModel, weights: dict[str, Tensor], history: History, random: np.random.Generator
