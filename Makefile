@@ -19,7 +19,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovide
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install install-dev test test-all lint results constraints system-deps clean check-python
+.PHONY: help demo install install-dev test test-all mutants lint results constraints system-deps clean check-python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: install-dev ## run the tests (a skip fails when PENCHANT_REQUIRE_ALL=1)
 
 test-all: install-dev ## run the tests and their slow depth
 	$(PYTEST)
+
+mutants: install-dev ## break the privacy code on purpose, and see the privacy tests notice
+	$(BIN)/python scripts/mutants.py
 
 lint: install-dev ## ruff, mypy and pyright
 	$(BIN)/ruff check .

@@ -18,14 +18,14 @@ from penchant.client.node import Node
 from penchant.common import config
 from penchant.common.arrays import Arrays, Float32
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import BudgetExhausted, InvalidConfig, MalformedContribution, PrivacyRefused
+from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.noise import Noise
-from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, QuantileClip, SumSpec
+from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, QuantileClip, SumSpec, task_digest
 from penchant.common.privacy.sums import Shapes
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
@@ -173,9 +173,11 @@ def test_nobody_drawn_is_an_ordinary_answer_of_zeros() -> None:
     assert all((values == 0).all() and values.dtype == np.float64 for values in sent.values())
 
 
-def test_a_contribution_that_is_not_finite_never_leaves() -> None:
-    with pytest.raises(MalformedContribution):
-        node().answer(order(0), {"w": np.full(N_ITEMS, np.nan, np.float32)})
+def test_a_state_that_is_not_finite_is_refused_before_anybody_takes_part() -> None:
+    here = node()
+    with pytest.raises(PrivacyRefused, match="not finite"):
+        here.answer(order(0), {"w": np.full(N_ITEMS, np.nan, np.float32)})
+    assert here.participations.tolist() == [0] * 6
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
@@ -195,7 +197,7 @@ def test_nobody_takes_part_past_their_cap_whichever_round_and_try_is_claimed() -
     here = node()
     here.answer(order(0, 1), STATE)
     here.answer(order(0, round=2), STATE)
-    for asked in (order(0, round=3), order(0), order(0, 1, round=3), replace(order(0), attempt=1)):
+    for asked in (order(0, round=3), order(0), replace(order(0), attempt=1)):
         with pytest.raises(PrivacyRefused, match="cap"):
             here.answer(asked, STATE)
     assert here.participations.tolist() == [2, 1, 0, 0, 0, 0]
@@ -238,6 +240,7 @@ OTHER_PLANS: list[dict[str, Any]] = [
     ),
     {"enforced_by": "nothing", "max_participations": 5},
     {"schedule": 1},
+    {"task": "f" * 64},
     {"sums": (PLAN.sums[0], PLAN.sums[0])},
     {"max_participations": 3},
     {"max_participations": 1},
@@ -444,3 +447,59 @@ def test_a_device_whose_noise_is_not_fit_does_not_start(monkeypatch: pytest.Monk
     with pytest.raises(PrivacyRefused, match="Gaussian"):
         Node(PEOPLE, learners, Streams(0), plan=PROMISED)
     Node(PEOPLE, learners, Streams(0), plan=PLAN)  # which adds none
+
+
+def test_a_node_sends_the_sum_of_clipped_contributions_and_not_their_clipped_sum() -> None:
+    capped = replace(PLAN, sums=(SumSpec(name="noisy", rounds=5, clip_norm=0.01),))
+    alike = {"w": np.full(N_ITEMS, 1000.0, np.float32)}  # beside which what tells people apart is small
+    sent = node(plan=capped).answer(order(0, 1, 3, 4, 5, plan=capped), alike)
+    length = math.sqrt(sum(float((v.astype(np.float64) ** 2).sum()) for v in sent.values()))
+    assert length == pytest.approx(5 * 0.01, rel=0.001)  # the sum clipped as a whole would be 0.01 long
+
+
+# ------------------------------------------------------------------------------- one person and the others on a node
+
+
+def test_one_person_at_their_cap_does_not_take_the_others_with_them() -> None:
+    kept = np.array([2, 0, 0, 0, 0, 0], np.int64)
+    here = Node(PEOPLE, learners, Streams(1), plan=PLAN, participations=kept)
+    found = here.answer(order(0, 1, 3), STATE)
+    alone = node().answer(order(1, 3), STATE)
+    np.testing.assert_array_equal(found["w"], alone["w"])
+    assert kept.tolist() == [2, 1, 0, 1, 0, 0]
+
+
+class Divergent(Noisy):
+    """The last person's training blows up."""
+
+    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        out = dict(super().contribution(state, history, random))
+        if len(history) == 5:
+            out["w"] = np.full(N_ITEMS, np.nan, np.float32)
+        return out
+
+
+def test_one_person_who_cannot_be_bounded_does_not_take_the_others_with_them() -> None:
+    here = Node(PEOPLE, lambda *_: Divergent(CATALOGUE), Streams(1), plan=PLAN)
+    found = here.answer(order(1, 3, 5), STATE)
+    np.testing.assert_array_equal(found["w"], node().answer(order(1, 3), STATE)["w"])
+
+
+def test_a_device_that_enrolled_for_one_task_refuses_another() -> None:
+    settings = {"lr": 0.5}
+    bound = replace(PLAN, task=task_digest("noisy", settings))
+    here = node(plan=bound)
+    for asked in (
+        order(0, plan=bound),
+        order(0, plan=bound, lr=0.6),
+        order(0, plan=bound, learner="noisy device", lr=0.5),
+    ):
+        with pytest.raises(PrivacyRefused, match="settings"):
+            here.answer(asked, STATE)
+    assert here.participations.tolist() == [0] * 6
+    here.answer(order(0, plan=bound, lr=0.5), STATE)
+
+
+def test_a_ledger_at_a_weaker_delta_than_the_plan_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="delta"):
+        Node(PEOPLE, learners, Streams(0), plan=PROMISED, ledger=Ledger("default", delta=0.01))

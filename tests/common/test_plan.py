@@ -281,6 +281,7 @@ def test_the_digest_changes_with_any_field() -> None:
         "population": "others",
         "enforced_by": "nothing",
         "schedule": 7,
+        "task": "f" * 64,
         "uncharged": ("something",),
         "device": replace(DEVICE, min_history=6),
     }
@@ -356,3 +357,11 @@ def test_what_is_no_plan_at_all_is_refused(text: str) -> None:
 def test_json_that_parses_to_an_impossible_mix_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="delta"):
         PrivacyPlan.from_json(USER.to_json().replace("1e-05", "0.1"))
+
+
+@pytest.mark.parametrize(("delta", "expected"), [(1e-9, 0.7649), (1e-5, 0.4439)])  # dp-accounting 0.6.0, PLDAccountant
+def test_a_guarantee_is_at_the_plans_own_delta(delta: float, expected: float) -> None:
+    assert (plain := replace(USER, delta=delta).guarantee()) is not None
+    assert plain.epsilon == pytest.approx(gaussian.epsilon_of(2 / 3, delta), rel=1e-6)  # 4 sums with σ = 3
+    assert (sampled := replace(POISSON, delta=delta).guarantee()) is not None
+    assert sampled.epsilon == pytest.approx(expected, rel=1e-3)

@@ -480,3 +480,60 @@ def test_a_clip_counts_who_was_within_before_it() -> None:
     for value in (0.5, 1.0, 1.5, 0.0):
         clips({"a": np.array([value])})
     assert (clips.n, clips.within) == (4, 3)
+
+
+# ------------------------------------------------------------------------------------------ what mutants got past once
+
+
+def test_noise_is_scaled_to_the_clip_of_the_round_and_not_to_the_plans_first() -> None:
+    quantile = QuantileClip(quantile=0.5, noise_multiplier=5.0)
+    spec = SumSpec(name="sum", rounds=1, clip_norm=2.0, noise_multiplier=1.5, quantile=quantile)
+    moved = PrivateSum({"a": (20_000,)}, spec, clip_norm=6.0)
+    noise = released(moved, stream(1), charged(spec.charged_multiplier))["a"]
+    assert variance_matches(noise, 9.0)
+    assert not variance_matches(noise, 3.0)
+
+
+def test_what_a_node_sends_off_the_grid_is_cut_before_it_is_added() -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, 1000)
+    sums = []
+    for order in (values, values[::-1]):
+        total = private({"a": ()}, clip_norm=1.0, noise_multiplier=1.0)
+        for value in order:
+            total.add({"a": np.array(value)}, users=1)
+        sums.append(float(exact(total)[0]))
+    assert sums[0] == sums[1] == float(on_grid(values, 1.0).sum())
+    assert sum(values) != sum(values[::-1])  # as it would be without the grid
+    assert sum(values.astype(np.float32)) != sum(values[::-1].astype(np.float32))  # and in single precision
+
+
+def test_a_receipt_of_another_event_or_of_a_participation_is_refused() -> None:
+    ledger, spec = Ledger("test", delta=1e-5), SumSpec(name="sum", rounds=1, clip_norm=1.0, noise_multiplier=2.0)
+    event = Gaussian(noise_multiplier=2.0)
+    cheap = PoissonGaussian(noise_multiplier=2.0, rate=1e-6)
+    taken = ledger.participate(0, 1, 0, event)
+    for receipt in (ledger.charge(1, cheap), taken):
+        with pytest.raises(InvalidConfig, match="not of the charge"):
+            PrivateSum({"a": (2,)}, spec, event=event).release(stream(0), receipt)
+    PrivateSum({"a": (2,)}, spec, event=event).release(stream(0), ledger.charge(2, event))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])
+def test_what_cannot_be_bounded_counts_as_zeros_and_is_counted(bad: float) -> None:
+    clips = Clip(1.0)
+    found = clips({"a": np.array([bad, 1.0]), "b": np.zeros((2, 3))})
+    assert not any(values.any() for values in found.values())
+    assert {name: values.shape for name, values in found.items()} == {"a": (2,), "b": (2, 3)}
+    assert (clips.n, clips.within, clips.refused) == (1, 0, 1)
+
+
+def test_one_more_of_many_alike_people_on_a_node_moves_the_sum_by_the_bound() -> None:
+    # Their summed norm may round to above its bound; were it then scaled, the whole node's sum would jump.
+    one = clip({"a": np.full(3, 1 / math.sqrt(3), np.float32)}, 1.0)["a"].astype(np.float64)
+    for people in (2**20 - 1, 2**20, 2**24 - 1):
+        pair = []
+        for n in (people - 1, people):
+            total = private({"a": (3,)}, clip_norm=1.0, noise_multiplier=1.0)
+            total.add({"a": n * one}, users=people)
+            pair.append(exact(total))
+        assert np.linalg.norm(pair[1] - pair[0]) <= 1

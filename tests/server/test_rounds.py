@@ -593,3 +593,52 @@ def test_a_plan_that_promises_noise_on_the_device_needs_a_learner_that_adds_it()
     device = DeviceNoise(clip_norm=0.5, noise_multiplier=2.0, rate=0.1, steps=8, divisor=16.0)
     with pytest.raises(InvalidConfig, match="noise on the device"):
         rounds(replace(EXACT, unit="interaction", device=device))
+
+
+def test_two_servers_that_opened_the_same_try_do_not_share_its_noise() -> None:
+    ledger = Ledger("default", delta=1e-5)
+    both = [rounds(ledger=ledger), rounds(ledger=ledger)]
+    for run in both:
+        run.open()
+    records = [run.close([]) for run in both]
+    assert [record.attempt for record in records] == [0, 1]  # as the ledger charged them, not as they were opened
+    assert np.abs(seen(both[0]) - seen(both[1])).min() > 1e-3
+
+
+def test_a_budget_is_held_at_the_ledgers_own_delta() -> None:
+    budget = 1.01 * gaussian.epsilon_of(1 / 2, 1e-5)
+    assert rounds(ledger=Ledger("default", delta=1e-5, budget=budget)).open()
+    with pytest.raises(BudgetExhausted):
+        rounds(ledger=Ledger("default", delta=1e-9, budget=budget)).open()
+
+
+def test_the_divisor_is_the_plans_whoever_is_drawn_and_answers() -> None:
+    drawn, answered = set(), set()
+    for seed in range(8):
+        for left_out in range(4):
+            run = rounds(COINS, seed=seed)
+            record = run.close([answer(shard, order) for shard, order in run.open().items()][left_out:])
+            drawn.add(record.drawn)
+            answered.add(record.answered)
+            assert LEARNER.divisor == 3
+    assert len(drawn) > 2  # cohorts and answers that a divisor could have followed
+    assert len(answered) > 2
+
+
+def test_a_run_does_not_go_on_with_a_ledger_that_lacks_its_charges() -> None:
+    part = rounds()
+    play(part)
+    play(part)
+    assert rounds(ledger=part.ledger, progress=part.progress).n_left == 2
+    with pytest.raises(PrivacyRefused, match="lacks charges"):
+        rounds(progress=part.progress)
+    once = Ledger("default", delta=1e-5)
+    once.charge(2, Gaussian(noise_multiplier=2.0), plan=PLAN.digest, cap=4)
+    with pytest.raises(PrivacyRefused, match="lacks charges"):
+        rounds(ledger=once, progress=part.progress)
+
+
+def test_a_ledger_that_counts_at_a_weaker_delta_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="delta"):
+        rounds(ledger=Ledger("default", delta=0.01))
+    rounds(ledger=Ledger("default", delta=1e-6))

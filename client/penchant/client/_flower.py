@@ -45,7 +45,10 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
             context.state[_COUNTS] = ArrayRecord({"counts": Array(host.participations)})
         except PenchantError as error:  # the words of ours name no person and no item
             log.warning("round refused: %s", error)
-            return Message(Error(REFUSED, f"{type(error).__name__}: {error}"), reply_to=message)
+            return Message(Error(REFUSED, "refused"), reply_to=message)  # why may depend on what people did
+        except Exception as error:
+            log.warning("round failed: %s", type(error).__name__)
+            return Message(Error(REFUSED, "refused"), reply_to=message)
         content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
             "sum": ArrayRecord({name: Array(values) for name, values in total.items()}),
             "diagnostics": MetricRecord({"round": order.round, "attempt": order.attempt, "users": len(order.users)}),

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from penchant.common.arrays import Arrays, Int64
-from penchant.common.errors import InvalidConfig, PrivacyRefused
+from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import accounting, noise
 from penchant.common.privacy.accounting import Bound
 from penchant.common.privacy.ledger import Ledger
-from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.privacy.sums import WITHIN, Clip
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
@@ -63,6 +63,8 @@ class Node:
     ) -> None:
         if ledger is not None and (participations is not None or ledger.population != plan.population):
             raise InvalidConfig("a node counts in its own population's ledger or in an array, not in both")
+        if ledger is not None and ledger.delta > plan.delta:
+            raise InvalidConfig(f"the ledger's delta {ledger.delta:g} is above the plan's {plan.delta:g}")
         if plan.device is not None:
             noise.self_test()
         self._histories, self._learners, self._streams = histories, learners, streams
@@ -78,13 +80,21 @@ class Node:
     def answer(self, order: Order, state: State) -> Arrays:
         """The sum of the drawn people's clipped contributions.
 
+        A person past the plan's cap, or for whom the ledger has no room, adds nothing; the others' sum does not depend
+        on that.
+
         Raises:
-            BudgetExhausted: the device's ledger has no room for a person's participation.
-            PrivacyRefused: another plan than the one enrolled under; a user that is not hosted here, drawn twice, or
-                past the plan's participation cap; or a learner that adds other noise than the plan promises.
+            BudgetExhausted: the device's ledger has no room for any of them.
+            PrivacyRefused: another plan than the one enrolled under, or another task than the plan names; a user that
+                is not hosted here or drawn twice; nobody with room under the cap; a state with a value that is not
+                finite; or a learner that adds other noise than the plan promises.
         """
         if order.plan.digest != self._digest:
             raise PrivacyRefused("the order's plan is not the one that people here enrolled under")
+        if self._plan.task and self._plan.task != task_digest(order.learner, order.settings):
+            raise PrivacyRefused("the order's learner or settings are not those that people here enrolled for")
+        if not all(np.isfinite(values).all() for values in state.values()):
+            raise PrivacyRefused("the order's state has a value that is not finite")
         learner, spec = self._learner(order), self._plan.spec(order.round)
         if learner.device_noise != self._plan.device:
             raise PrivacyRefused("the learner does not add the noise on the device that the plan promises")
@@ -92,9 +102,7 @@ class Node:
         users = np.asarray(order.users, np.int64)
         if len(np.unique(users)) != len(users) or (len(users) and not 0 <= users.min() <= users.max() < self.n_users):
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
-        if (self.participations[users] >= self._plan.max_participations).any():
-            raise PrivacyRefused("the order would take a user past the plan's participation cap")
-        self._charge(order, users)
+        users = self._charged(order, users)
 
         def random(row: int) -> np.random.Generator:
             user = int(users[row])
@@ -106,12 +114,28 @@ class Node:
             total[WITHIN] = np.array(clip.within - clip.n / 2)
         return total
 
-    def _charge(self, order: Order, users: Int64) -> None:
+    def _charged(self, order: Order, users: Int64) -> Int64:
+        """Those of the drawn who have room, each written down as having taken part.
+
+        Raises:
+            PrivacyRefused, BudgetExhausted: nobody has.
+        """
+        room = users[self.participations[users] < self._plan.max_participations]
+        if len(users) and not len(room):
+            raise PrivacyRefused("the order would take everybody drawn past the plan's participation cap")
         if self._ledger is not None:
-            event, cap = self._plan.device_event(), self._plan.max_participations
-            for user in users:
-                self._ledger.participate(int(user), order.round, order.attempt, event, plan=self._digest, cap=cap)
-        self.participations[users] += 1
+            event, cap, kept, spent = self._plan.device_event(), self._plan.max_participations, [], None
+            for user in room:
+                try:
+                    self._ledger.participate(int(user), order.round, order.attempt, event, plan=self._digest, cap=cap)
+                    kept.append(user)
+                except BudgetExhausted as error:
+                    spent = error
+            if spent is not None and not kept:
+                raise spent
+            room = np.array(kept, np.int64)
+        self.participations[room] += 1
+        return room
 
     def spent(self, user: int) -> Bound:
         """ε of everything that left this device about one of its people, over all rounds (unit interaction).

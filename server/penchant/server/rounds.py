@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from penchant.common.arrays import Int64, content_digest
-from penchant.common.errors import InvalidConfig, MalformedContribution
+from penchant.common.errors import InvalidConfig, MalformedContribution, PrivacyRefused
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.noise import Noise
@@ -81,6 +81,7 @@ class Rounds:
 
     Raises:
         InvalidConfig: plan, roster, ledger and learner do not belong together.
+        PrivacyRefused: the ledger lacks a charge of rounds that were released.
     """
 
     def __init__(
@@ -98,12 +99,16 @@ class Rounds:
             raise InvalidConfig(f"the roster holds {sum(roster)} users and the plan {plan.n_users}")
         if ledger.population != plan.population:
             raise InvalidConfig(f"the ledger is of population {ledger.population} and the plan of {plan.population}")
+        if plan.unit == "user" and ledger.delta > plan.delta:
+            raise InvalidConfig(f"the ledger's delta {ledger.delta:g} is above the plan's {plan.delta:g}")
         if learner.device_noise != plan.device:
             raise InvalidConfig("the learner does not add the noise on the device that the plan promises")
         self.learner, self.plan, self.ledger = learner, plan, ledger
         self._settings, self._roster, self._streams = settings, tuple(roster), streams
         self._first = np.concatenate([[0], np.cumsum(roster)])
         self.progress = progress or Progress(learner.init(streams), np.zeros(plan.n_users, np.int64))
+        if any(plan.event(r) and not ledger.attempts(r, plan.digest) for r in range(1, self.progress.done + 1)):
+            raise PrivacyRefused("this ledger lacks charges of rounds that were released: go on with the one they had")
         self._asked: dict[int, Order] | None = None
         self._participations, self._started, self._attempt = self.progress.participations, 0.0, 0
 
@@ -170,7 +175,8 @@ class Rounds:
         number, state = self.progress.done + 1, self.progress.state
         spec, shapes = self.plan.spec(number), self.learner.shapes(state)
         clip_norm = spec.bound(state)
-        total = PrivateSum(shapes, spec, clip_norm)
+        event = self.plan.event(number)
+        total = PrivateSum(shapes, spec, clip_norm, event)
         heard: set[int] = set()
         refused: Counter[str] = Counter()
         for reply in replies:
@@ -183,7 +189,6 @@ class Rounds:
                     reason = "malformed" if reply.arrays is not None else "error"
             if reason:
                 refused[reason] += 1
-        event = self.plan.event(number)
         receipt = None
         if event is not None:
             receipt = self.ledger.charge(

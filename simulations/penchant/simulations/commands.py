@@ -60,6 +60,7 @@ def _configure_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampled-negatives", action="store_true", default=None, help="also report the 99-sampled-negatives protocol"
     )
+    parser.add_argument("--audit", action="store_true", help="then audit the private rows, as penchant audit does")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a config.toml; options given here win")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: a new one under runs/)")
@@ -84,6 +85,8 @@ def _simulate(args: argparse.Namespace) -> int:
 
     _set_up_logging(args)
     folder, settings = _what_to_run(args)
+    if args.audit and settings.unit == "none":
+        raise InvalidConfig("unit none promises nothing to audit: drop --audit, or take --unit user")
     talk = Console(stderr=True, quiet=args.quiet)
     try:
         with progress(talk, rounds=args.verbose > 0) as watch:
@@ -104,6 +107,10 @@ def _simulate(args: argparse.Namespace) -> int:
         if terms:
             out.print(terms, style="dim", markup=False)
         out.print(f"Report: {folder.path / 'report.html'}", markup=False, soft_wrap=True)
+    if args.audit:
+        from penchant.simulations.audit_command import run_audit
+
+        run_audit(folder, seed=settings.seed, quiet=args.quiet or args.json)
     return 0
 
 

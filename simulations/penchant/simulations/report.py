@@ -28,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from penchant.simulations import tables
+from penchant.simulations.audit.bounds import rounded_down
 from penchant.simulations.tables import NONE, Record
 
 TEMPLATE = "report.html.jinja"
@@ -96,8 +97,11 @@ class _Line:
     values: Sequence[float]
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render(results: Mapping[str, Any], audit: Mapping[str, Any] | None = None) -> str:
     """The page. A piece that the results lack, such as rounds or privacy, is left out.
+
+    Args:
+        audit: audit.json, where the run was audited.
 
     Raises:
         MalformedData: an ε lacks what it needs beside it.
@@ -118,6 +122,7 @@ def render(results: Mapping[str, Any]) -> str:
         rows=[_row(run) for run in runs],
         private=any(run.get("privacy") for run in runs),
         uncharged=_uncharged(runs),
+        audit=audit and {**audit, "rows": [_audited(row) for row in audit["rows"]]},
         pictures=_pictures(runs),
     )
 
@@ -145,6 +150,26 @@ def _row(run: Record) -> dict[str, Any]:
         "up": _size(run.get("bytes_up")),
         "down": _size(run.get("bytes_down")),
         "memory": _size(None if run.get("peak_rss_mb") is None else 1e6 * run["peak_rss_mb"]),
+    }
+
+
+def _audited(row: Record) -> dict[str, Any]:
+    """The cells of a row's audit, as text; what is shown is rounded down, as it is a lower bound."""
+    seen, attack = row["canaries"], row["membership"]
+    rate = attack["tpr"]
+    return {
+        "name": row["name"],
+        "claim": tables.guarantee(row["privacy"]),
+        "shown": rounded_down(seen["epsilon_lower"]),
+        "ceiling": rounded_down(seen["epsilon_ceiling"]),
+        "mu": "" if seen["mu_lower"] is None else f"μ {seen['mu_lower']:.2f} of {seen['claim_mu']:.2f}",
+        "one_run": rounded_down(seen["one_run"]),
+        "one_run_ceiling": rounded_down(seen["one_run_ceiling"]),
+        "canaries": f"{seen['canaries']:,}",
+        "holds": row["holds"],
+        "auc": f"{attack['auc']:.2f}",
+        "tpr": f"{tables.percent(rate['value'], 1)} % ({_interval((rate['low'], rate['high']), 1)} %)",
+        "note": attack["note"],
     }
 
 

@@ -4,6 +4,7 @@
     results.json         the rows, once all are there (schema_version 1, see docs/results-format.md)
     rounds.jsonl         a line for each round of each federated row
     report.html          one self-contained file to look at
+    audit.json           what canaries showed about each private row, where the run was audited (see docs/audit.md)
     models/ROW.*         what each federated row would release: safetensors, and a manifest in JSON
     rows/ROW.json|npz    a finished row, and its figures for each person (for paired comparisons)
     partial/ROW.*        the checkpoint of the row that was interrupted
@@ -173,8 +174,23 @@ class RunFolder:
             raise MalformedData(f"{path.with_suffix('.safetensors')} is damaged or absent: run it again") from None
 
     def write_results(self, results: Mapping[str, Any], report: str) -> None:
-        self._write("report.html", report.encode())
+        self.write_report(report)
         self._write("results.json", _json(results))
+
+    def write_report(self, report: str) -> None:
+        self._write("report.html", report.encode())
+
+    def write_audit(self, record: Mapping[str, Any]) -> None:
+        self._write("audit.json", _json(record))
+
+    def read_audit(self) -> dict[str, Any] | None:
+        """audit.json; None where the run was not audited.
+
+        Raises:
+            MalformedData: the file is damaged.
+        """
+        path = self.path / "audit.json"
+        return self._read_json(path) if path.exists() else None
 
     def read_results(self) -> dict[str, Any]:
         """results.json.

@@ -26,6 +26,7 @@ from penchant.common.privacy.plan import (
     SumSpec,
     Unit,
     expected_cohort,
+    task_digest,
 )
 from penchant.common.taste import TasteConfig
 
@@ -357,7 +358,8 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
         "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0)),
         "device": config.encode(made.device),
     }
-    return Federated(learner="fedavg", settings=learner, plan=made)
+    bound = replace(made, task=task_digest("fedavg", learner))  # whoever sends orders cannot choose other settings
+    return Federated(learner="fedavg", settings=learner, plan=bound)
 
 
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     done = [run.row(row, plans.get(row.name)) for row in wanted]
     folder.write_rounds(run.rounds)  # again, as a row done again may not be the last
     results = run.results(done, plans)
-    folder.write_results(results, report.render(results))
+    folder.write_results(results, report.render(results, folder.read_audit()))
     return results
 
 

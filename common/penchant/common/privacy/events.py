@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from penchant.common.errors import InvalidConfig, UnknownMechanism
 
 SCHEMA_VERSION = 1
+MAX_COUNT = 2**53  # every count is exact as a float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Gaussian:
 
     Attributes:
         noise_multiplier: σ, noise stddev over the sum's L2 sensitivity; positive, finite.
-        count: how many such releases; ≥ 1.
+        count: how many such releases; 1 to 2⁵³.
     """
 
     kind: ClassVar[str] = "gaussian"
@@ -44,7 +45,7 @@ class PoissonGaussian:
     Attributes:
         noise_multiplier: σ, noise stddev over the sum's L2 sensitivity; positive, finite.
         rate: q, the coin's probability; in (0, 1].
-        count: how many such releases; ≥ 1.
+        count: how many such releases; 1 to 2⁵³.
     """
 
     kind: ClassVar[str] = "poisson-gaussian"
@@ -90,5 +91,5 @@ def decode(record: Mapping[str, Any]) -> Event:
 def _check(noise_multiplier: float, count: int) -> None:
     if not 0.0 < noise_multiplier < math.inf:
         raise InvalidConfig(f"noise_multiplier must be positive and finite, not {noise_multiplier}")
-    if not isinstance(count, int) or count < 1:
-        raise InvalidConfig(f"count must be a whole number ≥ 1, not {count}")
+    if not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
+        raise InvalidConfig(f"count must be a whole number from 1 to 2⁵³, not {count}")

@@ -217,6 +217,8 @@ class PrivacyPlan:
             participations; then only k = rounds can be claimed.
         schedule: root of the rows from which each profile's rounds are drawn with unit user and sampling "none"; no
             secret, since no amplification is claimed.
+        task: digest of learner and settings (`task_digest`); a node refuses any other. "" leaves them open, which is
+            for unit user and none, where a device's bound does not rest on them.
         population: whose ledger is charged.
         uncharged: choices that looked at data and were not charged, in plain words.
     """
@@ -231,6 +233,7 @@ class PrivacyPlan:
     device: DeviceNoise | None = None
     enforced_by: Literal["roster and device", "nothing"] = "roster and device"
     schedule: int = 0
+    task: str = ""
     population: str = "default"
     uncharged: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
@@ -356,7 +359,7 @@ class PrivacyPlan:
         """
         if self.unit == "none":
             return None
-        bound = accounting.epsilon((*self.events(rounds), *repeated), self.delta, neighbours)
+        bound = accounting.epsilon((*self.events(rounds), *repeated), self.delta, neighbours, self.unit)
         noise, clips = (
             ((self.device.noise_multiplier,), (self.device.clip_norm,))
             if self.device
@@ -420,7 +423,7 @@ class PrivacyPlan:
             raise UnknownMechanism("plan has missing or unknown fields; update penchant") from None
 
 
-_ADDED = {"enforced_by": "roster and device", "schedule": 0}
+_ADDED = {"enforced_by": "roster and device", "schedule": 0, "task": ""}
 _ADDED_TO_SUMS = {"row_norm": None, "quantile": None}
 
 
@@ -432,6 +435,12 @@ def _sum_spec(fields: dict[str, Any]) -> SumSpec:
     clip_norm = math.inf if fields["clip_norm"] is None else fields["clip_norm"]
     quantile = None if fields.get("quantile") is None else QuantileClip(**fields["quantile"])
     return SumSpec(**{**fields, "clip_norm": clip_norm, "quantile": quantile})
+
+
+def task_digest(learner: str, settings: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of a learner's name and settings as canonical JSON."""
+    text = json.dumps({"learner": learner, "settings": settings}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def expected_cohort(n_users: int, cap: int, rounds: int) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 from penchant.common.arrays import AnyFloat, Arrays, Float32, Float64
 from penchant.common.errors import InvalidConfig, MalformedContribution
 from penchant.common.privacy.accounting import Neighbours
+from penchant.common.privacy.events import Event
 from penchant.common.privacy.ledger import Receipt
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import SumSpec
@@ -32,7 +33,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 """What a contribution must look like: the shape of each named array."""
 WITHIN = "clip/within"
 """Name of the number beside a contribution that a quantile clip asks for: +½ within C, else −½."""
-_SAFETY = 1 - 2.0**-22  # what rounding to float32 can add to a norm is taken off first
+SAFETY = 1 - 2.0**-22
+"""What rounding to float32 can add to a norm is taken off first."""
 
 
 def norm(contribution: Arrays) -> float:
@@ -62,6 +64,8 @@ class Clip:
 
     Attributes:
         n, within: contributions clipped so far, and those among them whose norm was within `bound` before.
+        refused: those that no scaling can bound (a NaN, an infinity). Each counts as zeros: one person's must not take
+            with it what others on the same node send, or it would move the sum by more than `bound`.
 
     Raises:
         InvalidConfig: a bound that is not positive.
@@ -71,13 +75,26 @@ class Clip:
         if not bound > 0 or (row_norm is not None and not row_norm > 0):  # also refuses NaN
             raise InvalidConfig(f"a clip's bounds must be positive, not {bound} and {row_norm}")
         self.bound, self.row_norm = bound, row_norm
-        self.n = self.within = 0
+        self.n = self.within = self.refused = 0
 
     def sensitivity(self, neighbours: Neighbours) -> float:
         """How far one person can move the sum, in L2."""
         return self.bound * (2.0 if neighbours == "replace" else 1.0)
 
     def __call__(self, contribution: Arrays) -> dict[str, Float32]:
+        """The clipped contribution, or zeros of its shapes where it cannot be bounded.
+
+        Guarantees:
+            ‖result‖₂ ≤ bound, and every value is a multiple of `grid(bound)`.
+        """
+        self.n += 1
+        try:
+            return self._clipped(contribution)
+        except MalformedContribution:
+            self.refused += 1
+            return {name: np.zeros(np.shape(values), np.float32) for name, values in contribution.items()}
+
+    def _clipped(self, contribution: Arrays) -> dict[str, Float32]:
         """The clipped contribution; one within the bound comes back unchanged but for the grid (and float32).
 
         Guarantees:
@@ -90,11 +107,10 @@ class Clip:
         if self.row_norm is not None:
             contribution = _clip_rows(contribution, self.row_norm)
             length = norm(contribution)
-        self.n += 1
         self.within += length <= self.bound
         exact = all(np.can_cast(np.asarray(v).dtype, np.float32) for v in contribution.values())
-        within = length <= self.bound * (1.0 if exact else _SAFETY)
-        scale = 1.0 if within else self.bound * _SAFETY / length
+        within = length <= self.bound * (1.0 if exact else SAFETY)
+        scale = 1.0 if within else self.bound * SAFETY / length
         if length * scale > float(np.finfo(np.float32).max):
             raise MalformedContribution("contribution is too large for float32")
         return {
@@ -104,8 +120,12 @@ class Clip:
 
 
 def clip(contribution: Arrays, bound: float) -> dict[str, Float32]:
-    """One contribution clipped; see `Clip`."""
-    return Clip(bound)(contribution)
+    """One contribution clipped, as by `Clip`.
+
+    Raises:
+        MalformedContribution: a NaN, an infinity, or what is too large for float32 even within the bound.
+    """
+    return Clip(bound)._clipped(contribution)
 
 
 def grid(bound: float) -> float:
@@ -146,9 +166,13 @@ class PrivateSum:
         shapes: of one contribution, as the learner gives them.
         spec: noise, clip and, with a quantile, the count beside them.
         clip_norm: C of this round, where it is not the spec's first.
+        event: what the release is charged as, where that is known: a receipt of any other is refused.
     """
 
-    def __init__(self, shapes: Shapes, spec: SumSpec, clip_norm: float | None = None) -> None:
+    def __init__(
+        self, shapes: Shapes, spec: SumSpec, clip_norm: float | None = None, event: Event | None = None
+    ) -> None:
+        self._event = event
         self._spec, self._bound = spec, spec.clip_norm if clip_norm is None else clip_norm
         self._stddev = spec.noise_multiplier * self._bound if spec.noise_multiplier else 0.0
         if not self._bound > 0 or not math.isfinite(self._stddev):
@@ -172,7 +196,8 @@ class PrivateSum:
         if self._spec.row_norm is not None:
             values = _clip_rows(values, users * self._spec.row_norm)
         length, bound = norm(values), users * self._bound
-        scale = 1.0 if length <= bound else bound * _SAFETY / length
+        over = length > bound * (1 + 2.0**-30)  # a norm of honest people's sum may round to just above their bound
+        scale = bound * SAFETY / length if over else 1.0
         for name, v in values.items():
             self._total[name] += on_grid(v * scale, self._bound)
         if within is not None:
@@ -194,6 +219,8 @@ class PrivateSum:
         if charged != self._spec.charged_multiplier:
             raise InvalidConfig("a noised release needs the receipt of its own noise, and only that one has any")
         if receipt is not None:
+            if receipt.entry.kind != "charge" or self._event not in (None, receipt.event):
+                raise InvalidConfig("this receipt is not of the charge for this release")
             receipt.spend()
         out = {}
         for name in sorted(self._total):
