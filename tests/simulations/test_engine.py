@@ -203,7 +203,17 @@ def test_devices_remember_across_a_stop_who_took_part() -> None:
             where="cpu",
             after_round=lambda record, run: kept.append(run.progress),
             progress=progress,
+            ledger=ledger(progress),
         )
+
+    def ledger(progress: Progress | None) -> Ledger:
+        """With the charges of the rounds that were released."""
+        held = Ledger(made.plan.population, delta=made.plan.delta)
+        for number in range(1, (progress.done if progress else 0) + 1):
+            event = made.plan.event(number)
+            assert event is not None
+            held.charge(number, event, plan=made.plan.digest, cap=made.plan.charged_cap)
+        return held
 
     assert play(None).progress.participations.tolist() == [1] * N_USERS
     first = kept[0]
