@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from penchant.client.node import Node
 from penchant.common import config
-from penchant.common.arrays import Arrays, Float32
+from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import History, Interactions
-from penchant.common.learners import registry
+from penchant.common.learners import newcomers, registry
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.ledger import Ledger
@@ -58,7 +58,7 @@ class Noisy(Learner):
     def shapes(self, state: State) -> Shapes:
         return {"w": (N_ITEMS,), "count": ()}
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         w = random.standard_normal(N_ITEMS).astype(np.float32) + state["w"]
         w[history.items] += 1
         return {"w": w, "count": np.array(len(history), np.float32)}
@@ -66,8 +66,11 @@ class Noisy(Learner):
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         return {"w": noisy_sum["w"] / np.float32(divisor)}
 
-    def scores(self, state: State, histories: Interactions) -> Float32:
+    def _scores(self, state: State, histories: Interactions) -> Float32:
         return np.tile(state["w"], (histories.n_users, 1))
+
+    def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
+        return newcomers.grown(values, place, len(self.catalogue))[0] if values.ndim else values
 
 
 class NoisyDevice(Noisy):
@@ -472,8 +475,8 @@ def test_one_person_at_their_cap_does_not_take_the_others_with_them() -> None:
 class Divergent(Noisy):
     """The last person's training blows up."""
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
-        out = dict(super().contribution(state, history, random))
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        out = dict(super()._contribution(state, history, random))
         if len(history) == 5:
             out["w"] = np.full(N_ITEMS, np.nan, np.float32)
         return out

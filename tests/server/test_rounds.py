@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penchant.client.node import Node
-from penchant.common.arrays import Arrays, Float32, content_digest
+from penchant.common.arrays import Arrays, Float32, Int64, content_digest
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import History, Interactions
+from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
@@ -51,15 +52,18 @@ class Presence(Learner):
     def shapes(self, state: State) -> Shapes:
         return {"seen": (N,)}
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         return {"seen": np.bincount(history.items, minlength=N).astype(np.float32)}
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         self.divisor = divisor
         return {"seen": noisy_sum["seen"], "server/rounds": state["server/rounds"] + 1}
 
-    def scores(self, state: State, histories: Interactions) -> Float32:
+    def _scores(self, state: State, histories: Interactions) -> Float32:
         return np.tile(state["seen"], (histories.n_users, 1))
+
+    def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
+        return newcomers.grown(values, place, len(self.catalogue))[0] if values.ndim else values
 
 
 LEARNER = Presence(Catalogue(ids=tuple("abcdef")))

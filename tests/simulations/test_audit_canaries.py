@@ -246,7 +246,7 @@ def test_canaries_are_orthogonal_as_long_as_the_clip_and_summed_like_any_contrib
         flat = np.concatenate([together[name].ravel() for name in sorted(together)])
         assert np.allclose(flat, np.sum(each, axis=0), rtol=1e-5, atol=0)
         assert clip.n == m + 1  # whoever has nothing to say passes the clip as well
-        state = shadow.next(state, spec.name)
+        state = shadow.next(state)
 
 
 def test_canaries_reach_every_tensor() -> None:

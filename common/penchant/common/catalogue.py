@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from penchant.common.arrays import Float32
+from penchant.common.arrays import Float32, Int32, Int64
 from penchant.common.errors import InvalidConfig
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
@@ -28,14 +28,15 @@ class Catalogue:
         ids: identifier of each item, unique.
         titles: what a person would call it; as many as ids.
         topics: the item's topics (genres, categories), possibly none; as many as ids.
+        retired: items that keep their position but are recommended no more; a catalogue never drops an item.
         name: of the data set or app.
     """
 
     ids: tuple[str, ...]
     titles: tuple[str, ...] = ()
     topics: tuple[tuple[str, ...], ...] = ()
+    retired: frozenset[str] = frozenset()
     name: str = "catalogue"
-    extra: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for column in ("titles", "topics"):
@@ -45,6 +46,8 @@ class Catalogue:
                 raise InvalidConfig(f"catalogue: {column} must be as many as ids")
         if len(set(self.ids)) != len(self.ids):
             raise InvalidConfig("catalogue: ids must be unique")
+        if unknown := sorted(self.retired - set(self.ids)):
+            raise InvalidConfig(f"catalogue: retired item {unknown[0]!r} is not in it")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,11 +59,26 @@ class Catalogue:
 
     @cached_property
     def version(self) -> str:
-        """Sixteen hex digits that change when any item, title or topic does."""
+        """Sixteen hex digits that change when any item, title or topic does, or an item retires."""
         digest = hashlib.sha256()
         for item, title, topics in zip(self.ids, self.titles, self.topics, strict=True):
             digest.update("\x1f".join((item, title, *topics)).encode() + b"\x1e")
+        if self.retired:
+            digest.update("\x1f".join(("retired", *sorted(self.retired))).encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def is_retired(self) -> Int64:
+        """int64[n], positions of the retired items."""
+        return np.array([self.index[item] for item in sorted(self.retired)], np.int64)
+
+    def positions(self, ids: Iterable[str]) -> Int32:
+        """int32[n], where these items stand, in the order given; those that are not here are left out.
+
+        >>> Catalogue(ids=("a", "b")).positions(["b", "x", "b"]).tolist()
+        [1, 1]
+        """
+        return np.array([self.index[item] for item in ids if item in self.index], np.int32)
 
     @cached_property
     def features(self) -> tuple[str, ...]:

@@ -55,6 +55,17 @@ class History:
     def __len__(self) -> int:
         return len(self.items)
 
+    def known(self, n_items: int) -> History:
+        """Only what is in a catalogue of so many items: itself where that is all.
+
+        >>> History.of([3, 9, 1]).known(4).items.tolist()
+        [3, 1]
+        """
+        inside = (self.items >= 0) & (self.items < n_items)
+        if inside.all():
+            return self
+        return History(self.items[inside], self.times[inside], self.strengths[inside])
+
     @classmethod
     def of(cls, items: Sequence[int]) -> History:
         """A history of these items one after another, each at full strength.
@@ -127,6 +138,11 @@ class Interactions:
         counts = np.bincount(self.rows[mask], minlength=self.n_users)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return self._take(offsets, np.flatnonzero(mask), self.users)
+
+    def known(self, n_items: int) -> Interactions:
+        """Only what is in a catalogue of so many items: itself where that is all."""
+        inside = (self.items >= 0) & (self.items < n_items)
+        return self if inside.all() else self.keep(inside)
 
     def select(self, users: Int32 | Int64 | Sequence[int]) -> Interactions:
         """The histories of these people, in the order given."""

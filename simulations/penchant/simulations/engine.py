@@ -155,7 +155,7 @@ def save_population(population: Population, folder: Path) -> None:
         times=h.times,
         strengths=h.strengths,
     )
-    record = {"ids": c.ids, "titles": c.titles, "topics": c.topics, "name": c.name}
+    record = {"ids": c.ids, "titles": c.titles, "topics": c.topics, "retired": sorted(c.retired), "name": c.name}
     (folder / "catalogue.json").write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -166,6 +166,7 @@ def load_population(folder: Path) -> Population:
         ids=tuple(record["ids"]),
         titles=tuple(record["titles"]),
         topics=tuple(tuple(t) for t in record["topics"]),
+        retired=frozenset(record["retired"]),
         name=record["name"],
     )
     with np.load(folder / "histories.npz") as columns:

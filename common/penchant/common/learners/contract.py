@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.common.arrays import Arrays, Float32
+from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
@@ -50,22 +51,59 @@ class Learner(ABC):
     def shapes(self, state: State) -> Shapes:
         """What a contribution to this state looks like."""
 
-    @abstractmethod
     def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
-        """What one person's history adds, before it is clipped. It reads nobody else's data."""
+        """What one person's history adds, before it is clipped. It reads nobody else's data.
+
+        Positions outside the catalogue are left out, here and wherever a learner reads histories.
+        """
+        return self._contribution(state, history.known(len(self.catalogue)), random)
 
     @abstractmethod
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         """The next state. Post-processing: it sees the noised sum and public numbers only."""
 
-    @abstractmethod
     def scores(self, state: State, histories: Interactions) -> Float32:
-        """The user side: float32[n_users, n_items], higher is better, from the released state and own histories."""
+        """The user side: float32[n_users, n_items], higher is better, from the released state and own histories.
+
+        −∞ for retired items, which are never recommended.
+        """
+        out = self._scores(state, histories.known(len(self.catalogue)))
+        out[:, self.catalogue.is_retired] = -np.inf
+        return out
 
     def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
-        """Σ clip(contribution) over these people: what a node that hosts them sends, in float64.
+        """Σ clip(contribution) over these people: what a node that hosts them sends, in float64."""
+        return self._partial_sum(state, histories.known(len(self.catalogue)), clip, randoms)
 
-        A learner may override it to run its people together; the result must equal this loop to float tolerance, and
+    def adopt(self, state: State, before: Catalogue) -> State:
+        """A state of an earlier catalogue, for this one: items keep their numbers, new items are placed by content.
+
+        Post-processing: it reads the state and two public catalogues.
+
+        Raises:
+            InvalidConfig: an item of the earlier catalogue is gone; a catalogue grows and retires, and never drops.
+        """
+        if gone := [item for item in before.ids if item not in self.catalogue.index]:
+            raise InvalidConfig(f"item {gone[0]!r} left the catalogue: keep it there and mark it as retired")
+        place = np.array([self.catalogue.index[item] for item in before.ids], np.int64)
+        return {name: self._adopted(name, values, place) for name, values in state.items()}
+
+    @abstractmethod
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays: ...
+
+    @abstractmethod
+    def _scores(self, state: State, histories: Interactions) -> Float32: ...
+
+    @abstractmethod
+    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
+        """One array of an earlier catalogue's state, for this catalogue.
+
+        Args:
+            place: int64[n_items before], where each item of the earlier catalogue stands in this one.
+        """
+
+    def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
+        """A learner may override it to run its people together; the result must equal this loop to float tolerance, and
         each person's contribution must pass through `clip` once.
         """
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}

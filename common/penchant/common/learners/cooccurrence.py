@@ -22,14 +22,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from penchant.common import taste
 from penchant.common.arrays import Arrays, Float32, Int32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
+from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
@@ -93,14 +96,14 @@ class Cooccurrence(Learner):
             return {"counts": (len(self.catalogue),)}
         return {"matrix": (self.head * (self.head + 1) // 2,)}
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         out = np.zeros(size, np.float32)
         at = self._entries(state, history)
         out[at] = self._values(len(at))
         return {name: out}
 
-    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
+    def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         total = np.zeros(size, np.float64)
         for history in histories:
@@ -118,10 +121,16 @@ class Cooccurrence(Learner):
         upper = noisy_sum["matrix"]
         return {**state, "vectors": self._factors(state["head"], upper)}
 
-    def scores(self, state: State, histories: Interactions) -> Float32:
+    def _scores(self, state: State, histories: Interactions) -> Float32:
         content = np.float32(self.config.content) * self.catalogue.content
         vectors = np.hstack([state["vectors"], content]) if "vectors" in state else content
         return taste.scores(vectors, state["popularity"], histories, self.config.taste)
+
+    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
+        if name == "head":
+            return np.sort(place[values]).astype(np.int32)
+        moved, known = newcomers.grown(values, place, len(self.catalogue))
+        return moved if name == "popularity" else newcomers.from_content(moved, known, self.catalogue.content)
 
     @staticmethod
     def _values(n: int) -> Float32:

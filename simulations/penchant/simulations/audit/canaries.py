@@ -20,18 +20,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import special, stats
 from torch.func import functional_call
 
 from penchant.client.node import Node
 from penchant.common.arrays import Arrays, Bool, Float32, Float64, Int64
+from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners.contract import Learner, Randoms, State
-from penchant.common.learners.cooccurrence import Cooccurrence
 from penchant.common.learners.neural.fedavg import FedAvg
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan, expected_cohort
@@ -79,9 +81,9 @@ def most_canaries(row: Federated, learner: Learner, m: int) -> int:
     """How many of m canaries have coordinates of their own in every sum, and people of the plan to be."""
     plan, shadow = row.plan, Shadow(learner, row.plan, 1)
     state, room = shadow.init(Streams(0)), m
-    for number in range(1, plan.rounds + 1):
+    for _ in range(plan.rounds):
         room = min(room, _size(shadow.shapes(state)))
-        state = shadow.next(state, plan.spec(number).name)
+        state = shadow.next(state)
     return min(room, plan.n_users * max(1, math.ceil(1 / (plan.delta * plan.n_users)) - 1))
 
 
@@ -145,7 +147,7 @@ class Shadow(Learner):
     """
 
     def __init__(self, learner: Learner, plan: PrivacyPlan, m: int) -> None:
-        super().__init__(learner.catalogue)
+        super().__init__(Catalogue(ids=tuple(map(str, range(m))), name="canaries"))
         self.name, self.device_noise = learner.name, learner.device_noise
         self._learner, self._m = learner, m
         self._value = LENGTH * max(spec.clip_norm for spec in plan.sums)
@@ -161,13 +163,13 @@ class Shadow(Learner):
     def shapes(self, state: State) -> Shapes:
         return self._learner.shapes(state)
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
         for name, at in self._own(state, history):
             out[name].reshape(-1)[at] = self._value
         return out
 
-    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
+    def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         for history in histories:
             own = self._own(state, history)
@@ -179,16 +181,18 @@ class Shadow(Learner):
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         flat = np.concatenate([np.asarray(noisy_sum[n], np.float64).ravel() for n in sorted(noisy_sum)])
         self.seen.append(flat[self._coordinates(len(flat))].sum(axis=1) / math.sqrt(self.width))
-        return self.next(state, min(noisy_sum))
+        return self.next(state)
 
-    def next(self, state: State, asked: str) -> State:
-        """A state that asks for the next sum, made from nothing that was released."""
-        if isinstance(self._learner, Cooccurrence) and asked == "counts":
-            return {**state, "head": np.arange(self._learner.head, dtype=np.int32)}
-        return state
+    def next(self, state: State) -> State:
+        """The state after a sum of zeros: it asks for what comes next, and is made from nothing that was released."""
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
+        return self._learner.apply(state, zeros, 1.0)
 
-    def scores(self, state: State, histories: Interactions) -> Float32:
+    def _scores(self, state: State, histories: Interactions) -> Float32:
         return self._learner.scores(state, histories)
+
+    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
+        raise InvalidConfig("canaries are of one catalogue")
 
     def _coordinates(self, size: int) -> Int64:
         """int64[m, width], positions in the flattened contribution; no position twice."""

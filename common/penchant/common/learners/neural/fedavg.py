@@ -27,6 +27,7 @@ from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
+from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.neural import local
 from penchant.common.learners.neural.device_sgd import DeviceSgd
@@ -110,7 +111,7 @@ class FedAvg(Learner):
     def shapes(self, state: State) -> Shapes:
         return {n: tuple(p.shape) for n, p in self.model.named_parameters() if n not in self.model.private}
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         weights = self._weights(state)
         if self._device_sgd is not None:
             return self._device_sgd.train(weights, history, random)
@@ -121,9 +122,9 @@ class FedAvg(Learner):
             self._add(out, update.rows, update.values)
         return out
 
-    def partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
+    def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._device_sgd is not None or isinstance(self.model, SequenceModel):
-            return super().partial_sum(state, histories, clip, randoms)
+            return super()._partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         people = range(histories.n_users)
         trained = local.updates(
@@ -159,7 +160,7 @@ class FedAvg(Learner):
         after["server/step"] = np.array(step, np.int64)
         return after
 
-    def scores(self, state: State, histories: Interactions) -> Float32:
+    def _scores(self, state: State, histories: Interactions) -> Float32:
         if self.model.linear is not None:
             vectors = state[self.model.linear]
             length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long vector buys no exposure
@@ -171,6 +172,16 @@ class FedAvg(Learner):
             sequences = pad((h.items for h in histories), self.model.max_length, len(self.catalogue))
             return all_scores(self.model, sequences.to(self.where)).cpu().numpy()
         return local.fitted_scores(self.model, weights, [h.items for h in histories], self.config.local)
+
+    def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
+        table = name.removeprefix("server/m/").removeprefix("server/v/")
+        if table not in self.model.item_tables:
+            return values
+        n = len(self.catalogue)
+        moved, known = newcomers.grown(values[: len(place)], place, n)
+        if table == name:
+            moved = newcomers.from_content(moved, known, self.catalogue.content)
+        return np.concatenate([moved, values[len(place) :]])  # a sequence model has a row for padding
 
     def _weights(self, state: State) -> dict[str, Tensor]:
         return {n: torch.from_numpy(np.asarray(state[n])).to(self.where) for n, _ in self.model.named_parameters()}
