@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, groupby
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners.contract import State
-from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig, pair_entries, split
+from penchant.common.learners.cooccurrence import (
+    Cooccurrence,
+    CooccurrenceConfig,
+    TransitionConfig,
+    automatic,
+    pair_entries,
+    split,
+    transition_entries,
+)
 from penchant.common.privacy.sums import Clip
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
@@ -30,12 +39,21 @@ def catalogue(n_items: int = N_ITEMS) -> Catalogue:
     return Catalogue(ids=tuple(str(i) for i in range(n_items)))
 
 
-def learner(n_items: int = N_ITEMS, **settings: int | float) -> Cooccurrence:
-    return Cooccurrence(catalogue(n_items), CooccurrenceConfig(**{"head": len(HEAD), **settings}))  # type: ignore[arg-type]  # by name
+PLAIN = {"whiten": 0.0, "even": 0.0, "tail": 0.0}
+"""Vectors as they come out of the matrix, up to one factor for all."""
 
 
-def with_head(head: Int32 | Int64 = HEAD, n_items: int = N_ITEMS) -> State:
-    return {"popularity": np.zeros(n_items, np.float32), "head": head.astype(np.int32)}
+def learner(n_items: int = N_ITEMS, **settings: Any) -> Cooccurrence:
+    return Cooccurrence(catalogue(n_items), CooccurrenceConfig(**{"head": len(HEAD), **PLAIN, **settings}))
+
+
+def with_head(head: Int32 | Int64 = HEAD, n_items: int = N_ITEMS, popularity: Float32 | None = None) -> State:
+    same = np.ones(n_items, np.float32)
+    return {
+        "popularity": same if popularity is None else popularity,
+        "head": head.astype(np.int32),
+        "floor": np.array(0.1, np.float32),
+    }
 
 
 def contribution(made: Cooccurrence, state: State, history: list[int]) -> Float64:
@@ -50,8 +68,8 @@ def summed(made: Cooccurrence, state: State, histories: list[list[int]], clip_no
 
 
 def oracle(history: list[int], window: int) -> Float64:
-    """The definition, read aloud: a double loop over the ordered head items."""
-    ordered = [item for item in history if item in HEAD]
+    """The definition, read aloud: a double loop over the ordered head items, once for each run of the same."""
+    ordered = [item for item, _ in groupby(item for item in history if item in HEAD)]
     pairs = {(item, item) for item in ordered}
     for here in range(len(ordered)):
         for there in range(len(ordered)):
@@ -90,19 +108,22 @@ class TestContribution:
         np.testing.assert_allclose(found, expected, atol=1e-7)
         assert np.linalg.norm(found) == pytest.approx(1.0 if history else 0.0, abs=1e-6)
 
-    @pytest.mark.parametrize("phase", ["counts", "matrix"])
+    @pytest.mark.parametrize("phase", ["counts", "matrix", "transitions"])
     @given(histories=st.lists(HISTORIES, min_size=1, max_size=6), data=st.data())
     def test_adding_or_removing_a_person_moves_a_sum_by_at_most_one(
         self, phase: str, histories: list[list[int]], data: st.DataObject
     ) -> None:
-        made = learner(window=3)
+        made = learner(window=3, transitions=TransitionConfig(window=2, fade=0.6))
         state = made.init(Streams(0)) if phase == "counts" else with_head()
+        if phase == "transitions":
+            state = {**state, "vectors": np.zeros((N_ITEMS, 1), np.float32)}
+        assert made.shapes(state).keys() == {phase}
         gone = data.draw(st.integers(0, len(histories) - 1))
         fewer = histories[:gone] + histories[gone + 1 :]
         moved = np.linalg.norm(summed(made, state, histories) - summed(made, state, fewer).astype(np.float64))
         assert moved <= 1 + 1e-5
         items = set(histories[gone]) if phase == "counts" else set(histories[gone]) & set(HEAD.tolist())
-        assert moved == pytest.approx(float(bool(items)), abs=1e-5)  # and no less
+        assert moved == pytest.approx(float(len(items) > (phase == "transitions")), abs=1e-5)  # and no less
 
     def test_plain_counts_would_move_it_by_more(self) -> None:
         made, history = learner(), [1, 2, 4, 5]
@@ -120,22 +141,102 @@ class TestContribution:
 
 
 class TestSplit:
-    @given(mu=st.floats(0.01, 10), share=st.floats(0.01, 0.99))
-    def test_the_two_sums_together_are_exactly_mu(self, mu: float, share: float) -> None:
-        counts, matrix = split(mu, share)
-        assert math.hypot(1 / counts.noise_multiplier, 1 / matrix.noise_multiplier) == pytest.approx(mu, rel=1e-12)
-        assert 1 / counts.noise_multiplier**2 == pytest.approx(share * mu**2, rel=1e-12)
-        halves = math.hypot(1 / counts.noise_multiplier, mu)  # the second sum as if the first were free
-        assert halves != pytest.approx(mu, rel=1e-12)
+    @given(mu=st.floats(0.01, 10), share=st.floats(0.01, 0.5), third=st.one_of(st.just(0.0), st.floats(0.01, 0.45)))
+    def test_the_sums_together_are_exactly_mu(self, mu: float, share: float, third: float) -> None:
+        sums = split(mu, share, third)
+        assert len(sums) == 2 + (third > 0)
+        assert math.hypot(*(1 / spec.noise_multiplier for spec in sums)) == pytest.approx(mu, rel=1e-12)
+        assert 1 / sums[0].noise_multiplier ** 2 == pytest.approx(share * mu**2, rel=1e-12)
+        free = math.hypot(*(1 / spec.noise_multiplier for spec in sums[:-1]), mu)  # the last as if the first were free
+        assert free != pytest.approx(mu, rel=1e-12)
 
-    def test_the_plan_asks_for_counts_then_the_matrix_once_each_at_clip_one(self) -> None:
-        plan = [(spec.name, spec.rounds, spec.clip_norm) for spec in split(1.0)]
-        assert plan == [("counts", 1, 1.0), ("matrix", 1, 1.0)]
+    def test_the_plan_asks_for_each_sum_once_at_clip_one(self) -> None:
+        plan = [(spec.name, spec.rounds, spec.clip_norm) for spec in split(1.0, 0.2, 0.3)]
+        assert plan == [("counts", 1, 1.0), ("matrix", 1, 1.0), ("transitions", 1, 1.0)]
+        assert [spec.name for spec in split(1.0)] == ["counts", "matrix"]
 
-    @pytest.mark.parametrize(("mu", "share"), [(0, 0.1), (math.inf, 0.1), (math.nan, 0.1), (1, 0), (1, 1), (1, -0.1)])
-    def test_a_budget_or_share_out_of_range_is_refused(self, mu: float, share: float) -> None:
+    def test_an_infinite_budget_has_no_noise(self) -> None:
+        assert [spec.noise_multiplier for spec in split(math.inf, 0.2, 0.2)] == [0.0, 0.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("mu", "share", "third"),
+        [(0, 0.1, 0), (math.nan, 0.1, 0), (1, 0, 0), (1, 1, 0), (1, -0.1, 0), (1, 0.5, 0.5), (1, 0.5, -0.1)],
+    )
+    def test_a_budget_or_share_out_of_range_is_refused(self, mu: float, share: float, third: float) -> None:
         with pytest.raises(InvalidConfig, match="mu"):
-            split(mu, share)
+            split(mu, share, third)
+
+
+class TestAutomatic:
+    @given(n=st.integers(1, 10**7), mu=st.floats(1e-3, 20))
+    def test_its_noise_is_the_plans_and_the_plan_is_mu(self, n: int, mu: float) -> None:
+        config, sums = automatic(n, mu)
+        stddev = {spec.name: spec.noise_multiplier for spec in sums}
+        assert math.hypot(*(1 / s for s in stddev.values())) == pytest.approx(mu, rel=1e-12)
+        assert (config.counts_stddev, config.noise_stddev) == (stddev["counts"], stddev["matrix"])
+        third = config.transitions.noise_stddev if config.transitions else None
+        assert third == stddev.get("transitions")
+
+    def test_it_depends_on_n_times_mu_only_and_grows_with_it(self) -> None:
+        heads = [automatic(n, mu)[0].head for n, mu in ((1000, 0.5), (100, 5.0), (10_000, 1.0), (10**7, 1.0))]
+        assert heads[0] == heads[1] == round(8 * math.sqrt(500))
+        assert heads[1] < heads[2] < heads[3] == 1600
+        assert [len(automatic(n, 1.0)[1]) for n in (1000, 2000, 3000, 10_000)] == [2, 2, 3, 3]
+
+    def test_without_noise_it_takes_all_there_is(self) -> None:
+        config, sums = automatic(500, math.inf)
+        assert config.head == 1600
+        assert config.transitions is not None
+        assert {spec.noise_multiplier for spec in sums} == {0.0}
+        with pytest.raises(InvalidConfig, match="n_users"):
+            automatic(0, 1.0)
+
+
+class TestTransitions:
+    @given(history=HISTORIES, window=st.integers(1, 6), fade=st.floats(0.1, 1))
+    @example(history=[1, 1, 2, 1, 2], window=2, fade=0.5)  # runs, and a pair that comes twice
+    def test_entries_and_values_are_what_the_definition_says(
+        self, history: list[int], window: int, fade: float
+    ) -> None:
+        ordered = [HEAD.tolist().index(item) for item, _ in groupby(item for item in history if item in HEAD)]
+        best: dict[tuple[int, int], float] = {}
+        for here, a in enumerate(ordered):
+            for gap, b in enumerate(ordered[here + 1 : here + 1 + window]):
+                if a != b:
+                    best[a, b] = max(best.get((a, b), 0.0), fade**gap)
+        length = math.sqrt(sum(v * v for v in best.values()))
+        expected = {a * len(HEAD) + b: v / length for (a, b), v in best.items()}
+        at, values = transition_entries(np.array(ordered, np.int64), window, fade, len(HEAD))
+        assert at.tolist() == sorted(expected)
+        np.testing.assert_allclose(values, [expected[i] for i in sorted(expected)], rtol=1e-6)
+
+    def test_what_comes_next_is_recommended_and_what_came_before_is_not(self) -> None:
+        random = np.random.default_rng(0)
+        histories = []
+        for _ in range(300):  # everybody walks round a circle of 12 from some place, and so meets each pair both ways
+            start = int(random.integers(12))
+            histories.append([(start + step) % 12 for step in range(int(random.integers(4, 10)))])
+        config = CooccurrenceConfig(head=12, dims=4, transitions=TransitionConfig(window=1, noise_stddev=0.5))
+        made = Cooccurrence(catalogue(12), config)
+        state = made.init(Streams(0))
+        for name in ("counts", "matrix", "transitions"):
+            assert made.shapes(state).keys() == {name}
+            total = summed(made, state, histories)
+            state = made.apply(state, {name: (total + random.normal(0, 0.5, total.shape)).astype(np.float32)}, 300.0)
+        scores = made.scores(state, Interactions.of([[3, 4, 5]], 12))[0]
+        assert np.setdiff1d(np.argsort(-scores), [3, 4, 5], assume_unique=True)[0] == 6
+        back = {**state, "leave": state["arrive"], "arrive": state["leave"]}  # the same, read the other way round
+        assert made.scores(back, Interactions.of([[3, 4, 5]], 12))[0].argmax() != 6
+
+    def test_an_item_outside_the_head_neither_leaves_nor_arrives(self) -> None:
+        made = learner(transitions=TransitionConfig())
+        state = {**with_head(), "vectors": np.zeros((N_ITEMS, 1), np.float32)}
+        after = made.apply(state, {"transitions": summed(made, state, [[1, 0, 2, 4], [5, 3, 8]])}, 2.0)
+        for name in ("leave", "arrive"):
+            assert after[name][HEAD].any()
+            assert not after[name][[0, 3, 6, 7]].any()
+        head = after["leave"][HEAD]
+        assert np.mean((head**2).sum(1)) == pytest.approx(1.0, rel=1e-5)
 
 
 class TestHead:
@@ -184,8 +285,9 @@ class TestFactors:
         kept = self.values[self.values > 10]
         assert factors.shape == (self.n, 4)
         found = (factors**2).sum(0)  # the columns are orthogonal
-        np.testing.assert_allclose(found, kept - 100 / kept, rtol=1e-4)
-        assert not np.allclose(found, kept, rtol=0.01)
+        shrunk = kept - 100 / kept
+        np.testing.assert_allclose(found, self.n * shrunk / shrunk.sum() * (1 - (10 / 30) ** 2), rtol=1e-4)
+        assert not np.allclose(found, self.n * kept / kept.sum(), rtol=0.01)
         np.testing.assert_allclose(factors.T @ factors, np.diag(found), atol=1e-4)
         cosines = np.abs((factors / np.sqrt(found) * self.basis[:, :4]).sum(0))
         np.testing.assert_allclose(cosines, 1, atol=1e-4)
@@ -194,16 +296,18 @@ class TestFactors:
     def test_without_noise_they_are_the_best_positive_approximation_of_their_rank(self, dims: int) -> None:
         factors = self.factors(self.values, dims=dims)
         best = np.where((np.arange(self.n) < dims) & (self.values > 0), self.values, 0)
-        np.testing.assert_allclose(factors @ factors.T, (self.basis * best) @ self.basis.T, atol=1e-4)
+        wanted = (self.basis * best) @ self.basis.T * (self.n / best.sum())  # of mean square length 1
+        np.testing.assert_allclose(factors @ factors.T, wanted, atol=1e-4)
         by_size = np.argsort(-np.abs(self.values))[:dims]  # an SVD would take −40 for a signal
         wrong = np.where(np.isin(np.arange(self.n), by_size), np.abs(self.values), 0)
-        assert not np.allclose(factors @ factors.T, (self.basis * wrong) @ self.basis.T, atol=1)
+        assert not np.allclose(
+            factors @ factors.T, (self.basis * wrong) @ self.basis.T * (self.n / wrong.sum()), atol=0.01
+        )
 
     def test_pure_noise_keeps_almost_nothing_and_an_understated_noise_much(self) -> None:
         # The largest eigenvalue is t (1 + x K^(−2/3) / 2) with x of Tracy and Widom's law, which exceeds 5 for 1 seed
-        # in 10⁵; what is kept of it is below x K^(−2/3) t.
+        # in 10⁵; what is kept of it is below x K^(−2/3), as a share of all K vectors' square length.
         size, stddev = 120, 3.0
-        edge = 2 * stddev * math.sqrt(size)
         for seed in range(3):
             noise = np.random.default_rng(seed).normal(0, stddev, size * (size + 1) // 2).astype(np.float32)
             kept = []
@@ -213,9 +317,10 @@ class TestFactors:
                 kept.append((vectors.shape[1], (vectors.astype(np.float64) ** 2).sum(0).max(initial=0)))
             (n_kept, largest), (n_wrong, largest_wrong) = kept
             assert n_kept <= 3
-            assert largest < 5 * size ** (-2 / 3) * edge
+            assert largest < 5 * size ** (-2 / 3) * size
+            assert not n_kept or n_kept * largest < 0.5 * size  # and not scaled up to a signal
             assert n_wrong > 15
-            assert largest_wrong > 0.5 * edge
+            assert largest_wrong > 0.03 * size
 
     def test_a_signal_above_the_noise_is_found_in_it(self) -> None:
         size, stddev = 200, 1.0
@@ -243,7 +348,7 @@ class TestFactors:
         state = {**state, "popularity": np.linspace(0, 1, N_ITEMS, dtype=np.float32)}
         assert state["vectors"].shape == (N_ITEMS, 0)
         scores = made.scores(state, Interactions.of([[1, 2], []], N_ITEMS))
-        np.testing.assert_allclose(scores, np.tile(0.1 * state["popularity"], (2, 1)), rtol=1e-6)
+        np.testing.assert_allclose(scores, np.tile(np.float32(0.3) * state["popularity"], (2, 1)), rtol=1e-6)
 
 
 def test_two_tastes_come_apart_within_one_release() -> None:

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from penchant.common.arrays import Float32, Float64
 from penchant.common.errors import InvalidConfig
-from penchant.common.interactions import Interactions
-from penchant.common.taste import TasteConfig, scores, tastes
+from penchant.common.interactions import History, Interactions
+from penchant.common.taste import (
+    TasteConfig,
+    Transitions,
+    attribution,
+    declared,
+    posterior,
+    scores,
+    tastes,
+    weights,
+)
 
 N_ITEMS, DIM = 12, 4
 PLAIN = TasteConfig(decay=0.7, unseen=0.02, ridge=0.05)
@@ -52,9 +61,9 @@ def test_a_taste_is_the_minimum_of_its_least_squares(history: list[int], config:
 def test_the_most_recent_item_weighs_one_and_each_older_one_less_by_the_decay() -> None:
     f, u = VECTORS.astype(np.float64), tastes(VECTORS, people([3, 3, 8]), PLAIN)[0]
     base = PLAIN.unseen * f.T @ f + PLAIN.ridge * np.eye(DIM)
-    for weights, right in (((0.49, 0.7, 1.0), True), ((1.0, 0.7, 0.49), False), ((0.343, 0.49, 0.7), False)):
+    for each, right in (((0.49, 0.7, 1.0), True), ((1.0, 0.7, 0.49), False), ((0.343, 0.49, 0.7), False)):
         own = f[[3, 3, 8]]
-        solved = np.linalg.solve(base + own.T @ np.diag(weights) @ own, np.array(weights) @ own)
+        solved = np.linalg.solve(base + own.T @ np.diag(each) @ own, np.array(each) @ own)
         assert np.allclose(u, solved, atol=1e-9) == right
 
 
@@ -133,3 +142,101 @@ def test_a_setting_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidConfig, match=field):
         TasteConfig(**{field: value})
     assert TasteConfig(**{field: 0.5})
+
+
+FOLLOWS = Transitions(
+    np.random.default_rng(2).standard_normal((N_ITEMS, 3)).astype(np.float32),
+    np.random.default_rng(3).standard_normal((N_ITEMS, 3)).astype(np.float32),
+)
+PRIOR: Float64 = np.random.default_rng(4).standard_normal(DIM)
+FULL = TasteConfig(decay=0.7, unseen=0.02, ridge=0.05, popularity=0.3, transition=0.2, transition_decay=0.5)
+
+
+@given(history=st.lists(st.integers(0, N_ITEMS - 1), max_size=15), item=st.integers(0, N_ITEMS - 1))
+def test_an_attribution_sums_to_the_score(history: list[int], item: int) -> None:
+    terms = {"transitions": FOLLOWS, "prior": PRIOR}
+    score = scores(VECTORS, POPULARITY, people(history), FULL, **terms)[0, item]  # type: ignore[arg-type]  # by name
+    found = attribution(item, VECTORS, POPULARITY, History.of(history), FULL, **terms)  # type: ignore[arg-type]
+    assert found.total == pytest.approx(float(score), abs=1e-4)
+    assert found.past.shape == found.transition.shape == (len(history),)
+    assert found.popularity == pytest.approx(0.3 * POPULARITY[item])
+    assert found.total - found.prior != pytest.approx(float(score), abs=1e-6)  # no term is for show
+
+
+def test_an_attribution_credits_whom_the_taste_came_from() -> None:
+    apart = np.eye(N_ITEMS, dtype=np.float32)
+    apart[1] = apart[0]  # items 0 and 1 are alike, all others are strangers
+    found = attribution(1, apart, POPULARITY, History.of([5, 0, 7]), PLAIN)
+    assert found.past.argmax() == 1
+    np.testing.assert_allclose(found.past[[0, 2]], 0, atol=1e-9)
+
+
+@given(history=HISTORIES, config=CONFIGS)
+def test_a_posterior_mean_is_the_taste_and_its_variance_shrinks_with_each_interaction(
+    history: list[int], config: TasteConfig
+) -> None:
+    found = posterior(VECTORS, History.of(history), config)
+    np.testing.assert_allclose(found.mean, tastes(VECTORS, people(history), config)[0], atol=1e-7)
+    variance = found.variance(VECTORS)
+    direct = np.einsum("id,de,ie->i", VECTORS, np.linalg.inv(found.precision), VECTORS)
+    np.testing.assert_allclose(variance, direct, rtol=1e-6)
+    before = posterior(VECTORS, History.of([]), config).variance(VECTORS)
+    assert (variance <= before * (1 + 1e-9)).all()
+    assert variance[history[-1]] < before[history[-1]]
+
+
+def test_a_posterior_is_bayes_rule_and_a_wrong_prior_shows() -> None:
+    f, history = VECTORS.astype(np.float64), [3, 8, 8]
+    precision = PLAIN.unseen * f.T @ f + PLAIN.ridge * np.eye(DIM)
+    right, mean = precision @ PRIOR, PRIOR
+    for step, item in enumerate(history):  # one at a time, each with what it weighs in the end
+        weight = PLAIN.decay ** (len(history) - 1 - step)
+        precision = precision + weight * np.outer(f[item], f[item])
+        right = right + weight * f[item]
+        mean = np.linalg.solve(precision, right)
+    found = posterior(VECTORS, History.of(history), PLAIN, PRIOR)
+    np.testing.assert_allclose(found.mean, mean, atol=1e-9)
+    np.testing.assert_allclose(found.precision, precision, atol=1e-9)
+    np.testing.assert_allclose(tastes(VECTORS, people(history), PLAIN, PRIOR)[0], mean, atol=1e-9)
+    assert np.abs(posterior(VECTORS, History.of(history), PLAIN).mean - mean).max() > 1e-3
+
+
+def test_an_empty_history_has_the_priors_taste() -> None:
+    np.testing.assert_array_equal(tastes(VECTORS, people([], [2]), PLAIN, PRIOR)[0], PRIOR)
+    np.testing.assert_allclose(posterior(VECTORS, History.of([]), PLAIN, PRIOR).mean, PRIOR, atol=1e-9)
+
+
+def test_declared_topics_lead_to_items_that_have_them() -> None:
+    content = np.zeros((6, 4), np.float32)
+    content[[0, 1, 2], 2] = 1.0  # two topics, in columns of their own beside learned ones
+    content[[3, 4], 3] = 1.0
+    prior = declared(content, np.array([0, 0, 0, 1, 1, 0.0]), strength=0.5)
+    got = scores(content, np.zeros(6, np.float32), Interactions.of([[]], 6), PLAIN, prior=prior)[0]
+    np.testing.assert_allclose(got, [0, 0, 0, 0.5, 0.5, 0], atol=1e-6)
+    assert not declared(content, np.zeros(6)).any()
+
+
+def test_transitions_add_what_the_last_items_lead_to() -> None:
+    history = [4, 9, 2]
+    plain, led = (
+        scores(VECTORS, POPULARITY, people(history), FULL, transitions=one)[0].astype(np.float64)
+        for one in (None, FOLLOWS)
+    )
+    for ages, right in (((2, 1, 0), True), ((0, 1, 2), False)):
+        left = sum(0.5**age * FOLLOWS.leave[item] for age, item in zip(ages, history, strict=True))
+        assert np.allclose(led - plain, 0.2 * FOLLOWS.arrive @ left, atol=1e-5) == right
+
+
+def test_what_is_forgotten_weighs_nothing_and_the_rest_its_decay() -> None:
+    found = weights(100, 0.5)
+    np.testing.assert_array_equal(found[-30:], 0.5 ** np.arange(29, -1, -1.0))
+    assert not found[:70].any()
+    long = np.random.default_rng(0).integers(0, N_ITEMS, 400).tolist()
+    full = posterior(VECTORS, History.of(long), PLAIN)  # which looks at every weight
+    np.testing.assert_allclose(tastes(VECTORS, people(long), PLAIN)[0], full.mean, atol=1e-7)
+
+
+@pytest.mark.parametrize("field", ["transition", "transition_decay", "unseen", "popularity", "ridge", "decay"])
+def test_each_setting_out_of_range_is_refused_by_name(field: str) -> None:
+    with pytest.raises(InvalidConfig, match=field):
+        TasteConfig(**{field: -0.1})

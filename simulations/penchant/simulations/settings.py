@@ -15,7 +15,6 @@ from penchant.common import config
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import cooccurrence
-from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
@@ -253,16 +252,13 @@ def _delta(n_users: int) -> float:
 
 
 def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
-    """Everybody takes part once in each of the two sums. The head grows with the signal-to-noise n·μ: K = 10 √(n·μ)."""
+    """Everybody takes part once in each of the two or three sums."""
     epsilon, delta = epsilon_and_delta(settings, n_users)
-    if row.unit == "none":
-        sums = tuple(replace(s, noise_multiplier=0.0) for s in cooccurrence.split(1.0))
-        learner = CooccurrenceConfig(head=2000, dims=max(8, min(64, n_users // 16)))
-    else:
+    mu = math.inf
+    if row.unit != "none":
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
-        sums = cooccurrence.split(mu * (1 - 1e-9))  # dividing it must not round ε up
-        head = max(50, min(1600, round(10 * math.sqrt(n_users * mu))))
-        learner = CooccurrenceConfig(head=head, dims=max(8, head // 32), noise_stddev=sums[1].noise_multiplier)
+        mu *= 1 - 1e-9  # dividing it must not round ε up
+    learner, sums = cooccurrence.automatic(n_users, mu)
     plan = PrivacyPlan(
         unit=row.unit,
         n_users=n_users,
@@ -270,7 +266,7 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
         sampling="none",
         cohort=n_users,
         sums=sums,
-        max_participations=2,
+        max_participations=len(sums),
         uncharged=uncharged,
     )
     return Federated(learner="cooccurrence", settings=config.encode(learner), plan=plan)

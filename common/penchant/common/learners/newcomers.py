@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from penchant.common.arrays import Bool, Float32, Int64
 
-RIDGE = 1.0
-"""λ: as much as one item's row of features, whose length is 1."""
+RIDGE = 10.0
+"""λ: as much as the features of ten items, whose rows have a length of 1."""
 
 
 def from_content(values: Float32, known: Bool, content: Float32, ridge: float = RIDGE) -> Float32:
