@@ -18,6 +18,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.content import ContentConfig, features, hashed, terms
 from penchant.common.errors import InvalidConfig
 
+KINDS = ("labels", "categories", "numbers", "texts", "titles", "vectors")
 FILMS = Catalogue(
     ids=("1", "2", "3", "4"),
     titles=("Toy Story (1995)", "Heat (1995)", "Alien (1979)", "Untitled"),
@@ -30,13 +31,12 @@ RICH = dataclasses.replace(
     texts={"plot": ("toys come alive", "cops and robbers", "a creature in space", "")},
     vectors={"poster": np.array([[1, 0], [0, 2], [3, 4], [0, 0]], np.float32)},
 )
-ONE = np.ones(3) / np.sqrt(3)
 
 
 def alone(kind: str, **more: Any) -> ContentConfig:
     """Only this kind counts."""
-    weights = ("labels", "categories", "numbers", "texts", "titles", "vectors")
-    return ContentConfig(**{name: float(name == kind) for name in weights}, **more)
+    weights: dict[str, Any] = {name: float(name == kind) for name in KINDS}
+    return ContentConfig(**weights, **more)
 
 
 def numbers(*values: float, knots: int = 8) -> Float32:
@@ -93,8 +93,8 @@ def test_a_row_has_length_one_or_is_zero_whatever_is_known(data: st.DataObject, 
             "v": np.array(rows(st.sampled_from(((0.0, 0.0), (1e-30, 0.0), (3e38, 3e38)))), np.float32).reshape(n, 2)
         },
     )
-    names = ("labels", "categories", "numbers", "texts", "titles", "vectors")
-    found = features(catalogue, ContentConfig(**{name: data.draw(WEIGHT) for name in names}, width=16))
+    weights: dict[str, Any] = {name: data.draw(WEIGHT) for name in KINDS}
+    found = features(catalogue, ContentConfig(**weights, width=16))
     assert found.dtype == np.float32
     lengths = np.linalg.norm(found.astype(np.float64), axis=1)
     assert np.all((np.abs(lengths - 1) < 1e-6) | (lengths == 0))
@@ -198,7 +198,8 @@ def test_any_number_has_a_row_and_an_unknown_one_has_none(values: list[float]) -
 
 
 def test_a_given_vector_keeps_its_direction() -> None:
-    np.testing.assert_allclose(features(RICH, alone("vectors")), [[1, 0], [0, 1], [0.6, 0.8], [0, 0]], rtol=1e-6)
+    expected = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 0]])
+    np.testing.assert_allclose(features(RICH, alone("vectors")), expected, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ text

