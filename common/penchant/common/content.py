@@ -46,7 +46,7 @@ _WEIGHTS = ("labels", "topics", "years", "categories", "numbers", "texts", "titl
 class ContentConfig:
     """How much each kind of column counts, and how text becomes numbers. Every field is public.
 
-    A weight is finite and ≥ 0; 0 leaves the kind out. Only their ratios matter.
+    A weight is 0, which leaves the kind out, or from 1e-6 to 1e6. Only their ratios matter.
 
     Attributes:
         labels: weight of topics and decade together.
@@ -77,8 +77,8 @@ class ContentConfig:
 
     def __post_init__(self) -> None:
         for name in _WEIGHTS:
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise InvalidConfig(f"{name} must be finite and ≥ 0, not {getattr(self, name)}")
+            if getattr(self, name) != 0.0 and not 1e-6 <= getattr(self, name) <= 1e6:  # also refuses NaN
+                raise InvalidConfig(f"{name} must be 0 or from 1e-6 to 1e6, not {getattr(self, name)}")
         for name, least, most in (("width", 16, 65_536), ("shortest", 1, 8), ("longest", 1, 8), ("knots", 2, 64)):
             if not least <= getattr(self, name) <= most:
                 raise InvalidConfig(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
@@ -209,8 +209,6 @@ def _beside(n: int, blocks: Iterable[tuple[float, Float64]]) -> Float64:
 
 def _unit(rows: Float64) -> Float64:
     """Rows scaled to length 1, zero rows left. Summed in order, so that every machine finds the same."""
-    largest = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-    rows = rows / np.where(largest > 0, largest, 1.0)  # the square of a small number is zero
     i, j = np.nonzero(rows)
     squares = np.bincount(i, weights=rows[i, j] ** 2, minlength=len(rows))
     return rows / np.sqrt(np.where(squares > 0, squares, 1.0))[:, None]
