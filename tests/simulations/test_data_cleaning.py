@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,6 +98,34 @@ def test_a_k_core_is_repeated_until_stable_and_listed_as_uncharged() -> None:
         dataset("user,item\na,1\nb,1\n", k_core=3)
     with pytest.raises(InvalidConfig, match="k_core must be"):
         dataset("user,item\na,1\n", k_core=-1)
+
+
+def test_every_column_follows_its_item_through_appending_and_a_k_core() -> None:
+    items = (
+        "item,title,genres,category:c,number:n,text:t,vector:v,retired\n"
+        "1,one,g,c1,1,t1,1 1,yes\n2,two,h,c2,2,t2,2 2,yes\n3,three,i,c3,3,t3,3 3,no\n"
+    )
+    log = "user,item\na,7\na,3\na,1\nb,1\nb,3\nb,7\nb,2\n"
+    whole, core_2 = dataset(log, items).catalogue, dataset(log, items, k_core=2).catalogue
+    assert whole.ids == ("1", "2", "3", "7")
+    assert whole.categories == {"c": ("c1", "c2", "c3", "")}
+    assert repr(whole.numbers) == repr({"n": (1.0, 2.0, 3.0, math.nan)})
+    assert whole.texts == {"t": ("t1", "t2", "t3", "")}
+    assert whole.vectors["v"].tolist() == [[1, 1], [2, 2], [3, 3], [0, 0]]
+    assert whole.retired == {"1", "2"}
+    assert core_2.ids == ("1", "3", "7")
+    assert (core_2.titles, core_2.topics) == (("one", "three", "7"), (("g",), ("i",), ()))
+    assert core_2.categories == {"c": ("c1", "c3", "")}
+    assert repr(core_2.numbers) == repr({"n": (1.0, 3.0, math.nan)})
+    assert core_2.texts == {"t": ("t1", "t3", "")}
+    assert core_2.vectors["v"].tolist() == [[1, 1], [3, 3], [0, 0]]
+    assert core_2.retired == {"1"}
+
+
+def test_columns_of_either_file_without_a_role_are_reported() -> None:
+    data = dataset("user,item,age\na,1,7\n", "item,shelf\n1,A\n")
+    assert data.cleaning.ignored_columns == ("age", "shelf")
+    assert "columns not used: age, shelf" in data.cleaning.lines()
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40), k=st.integers(1, 4))

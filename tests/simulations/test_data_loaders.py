@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,59 @@ def test_a_fault_in_a_zip_is_named_by_member_and_line(tmp_path: Path) -> None:
     data = load(bad, skip_bad_rows=True)
     check_small_movielens(data)
     assert data.cleaning.malformed == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "tags"),
+    [
+        (LATEST, {"tags.csv": "userId,movieId,tag,timestamp\n1,10,slow,5\n", "genome-tags.csv": "tagId,tag\n1,slow\n"}),
+        (ML_1M, {"tags.dat": "1::10::slow::5\n"}),
+    ],
+    ids=["csv", "dat"],
+)
+@pytest.mark.parametrize("layout", [folder, zipped])
+def test_tags_that_users_wrote_are_never_opened(
+    tmp_path: Path,
+    layout: Callable[..., Path],
+    files: dict[str, str],
+    tags: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    read_file, read_member = Path.read_bytes, zipfile.ZipFile.read
+
+    def file(path: Path) -> bytes:
+        opened.append(path.name)
+        return read_file(path)
+
+    def member(archive: zipfile.ZipFile, name: str) -> bytes:
+        opened.append(name.rpartition("/")[2])
+        return read_member(archive, name)
+
+    monkeypatch.setattr(Path, "read_bytes", file)
+    monkeypatch.setattr(zipfile.ZipFile, "read", member)
+    data = load(layout(tmp_path / "ml.zip", {**files, **tags}))
+    assert sorted(opened) == sorted(file for file in files if file.startswith(("ratings", "movies")))
+    assert "slow" not in str(data.catalogue.to_record())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_tags_file_is_no_items_file(tmp_path: Path, skip: bool) -> None:
+    (tmp_path / "log.csv").write_text("user,item\n1,10\n")
+    (tmp_path / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,10,slow,5\n")
+    with pytest.raises(MalformedData, match=r"tags.csv: column 'userId' says who"):
+        load(tmp_path / "log.csv", items=tmp_path / "tags.csv", skip_bad_rows=skip)
+
+
+def test_an_items_file_may_bring_any_kind_of_column(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item\nann,x\nann,y\n")
+    (tmp_path / "items.csv").write_text("item,category:studio,text:plot,vector:cover,retired\ny,A,在太空,1 0,true\n")
+    catalogue = load(tmp_path / "log.csv", items=tmp_path / "items.csv").catalogue
+    assert catalogue.ids == ("y", "x")
+    assert catalogue.categories == {"studio": ("A", "")}
+    assert catalogue.texts == {"plot": ("在太空", "")}
+    assert catalogue.vectors["cover"].tolist() == [[1, 0], [0, 0]]
+    assert catalogue.retired == {"y"}
 
 
 def test_a_recbole_folder_that_is_not_movielens_needs_no_items_and_keeps_its_own_scale(tmp_path: Path) -> None:

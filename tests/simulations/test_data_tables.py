@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -210,6 +211,115 @@ def test_an_item_listed_twice_is_refused_or_kept_once() -> None:
 def test_topics_may_be_a_parquet_list(tmp_path: Path) -> None:
     pl.DataFrame({"item": [1, 2], "topics": [["a", "b"], []]}).write_parquet(tmp_path / "items.parquet")
     assert item_rows(read(tmp_path / "items.parquet")).topics == (("a", "b"), ())
+
+
+# -------------------------------------------------------------------------------------------------- typed columns
+
+
+def items_fault(text: str) -> str:
+    with pytest.raises(MalformedData) as error:
+        item_rows(read_text(text.encode(), "items.csv"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_columns_named_by_their_kind_are_read_and_others_are_ignored() -> None:
+    text = (
+        "item,genres,category:studio,Number: runtime,text:plot,vector:poster,retired,shelf,tag\n"
+        '1,a|b,Pixar,81,"Toys, alive",0.5 -1,false,A,slow\n'
+        "2,,,,,,,B,slow\n"
+        "3,a,Fox,1e2,在太空,  3   4 ,Yes,C,slow\n"
+    )
+    items = item_rows(read_text(text.encode(), "items.csv"))
+    assert items.topics == (("a", "b"), (), ("a",))
+    assert items.categories == {"studio": ("Pixar", "", "Fox")}
+    assert repr(items.numbers) == repr({"runtime": (81.0, math.nan, 100.0)})
+    assert items.texts == {"plot": ("Toys, alive", "", "在太空")}
+    assert list(items.vectors) == ["poster"]
+    assert items.vectors["poster"].tolist() == [[0.5, -1], [0, 0], [3, 4]]
+    assert items.vectors["poster"].dtype == np.float32
+    assert items.retired == {"3"}
+    assert items.ignored == ("shelf", "tag")
+
+
+def test_a_recbole_type_is_not_the_name_of_a_typed_column() -> None:
+    items = item_rows(read_text(b"item_id:token\tcategory:token_seq\tnumber:float\n1\ta|b\t3\n", "x.item"))
+    assert (items.topics, items.categories, items.numbers) == ((("a", "b"),), {}, {})
+    assert items.ignored == ("number:float",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("item,number:age\n1,3\n\n2,old\n", "items.csv, line 4, column 'number:age': not a finite number"),
+        ("item,number:age\n1,inf\n", "items.csv, line 2, column 'number:age': not a finite number"),
+        ("item,retired\n1,no\n2,maybe\n", "items.csv, line 3, column 'retired': neither true nor false"),
+        ("item,vector:v\n1,\n2,1 2\n3,1 2 3\n", "line 4, column 'vector:v': not 2 finite numbers, as the first"),
+        ("item,vector:v\n1,1 2\n2,1 x\n", "items.csv, line 3, column 'vector:v': not 2 finite numbers"),
+        ("item,vector:v\n1,1 2\n2,1 nan\n", "items.csv, line 3, column 'vector:v': not 2 finite numbers"),
+        ("item,vector:v\n1,1 1e39\n", "items.csv, line 2, column 'vector:v': not 1 finite numbers"),
+        ("item,number:a,vector:v\n1,1,x\n2,x,1\n", "line 2, column 'vector:v'"),  # the first in the file
+        ("item,text:a,Text: a\n1,x,y\n", "items.csv: two columns are text:a; keep one"),
+    ],
+)
+def test_a_wrong_value_of_a_typed_column_is_named_by_line_and_column(text: str, message: str) -> None:
+    assert message in items_fault(text)
+
+
+def test_items_with_a_wrong_value_are_passed_over_when_asked() -> None:
+    table = read_text(b"item,number:age,text:t\n1,old,a\n1,5,b\n2,,c\n", "items.csv")
+    items = item_rows(table, skip_bad_rows=True)
+    assert (items.ids, items.texts, items.malformed) == (("1", "2"), {"t": ("b", "c")}, 1)
+    assert repr(items.numbers) == repr({"age": (5.0, math.nan)})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "userId,movieId,tag,timestamp\n2,1,slow,5\n",
+            "column 'userId' says who; an items file holds nothing of users",
+        ),
+        ("item,text:tags\n1,slow\n", "column 'text:tags': what users wrote is data and not part of a catalogue"),
+        ("item,category:User-Tag\n1,slow\n", "what users wrote is data"),
+        ("item,text:reviews\n1,slow\n", "what users wrote is data"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_users_did_or_wrote_never_becomes_a_catalogue(text: str, message: str, skip: bool) -> None:
+    with pytest.raises(MalformedData, match=message):
+        item_rows(read_text(text.encode(), "tags.csv"), skip_bad_rows=skip)
+
+
+def test_typed_columns_of_parquet_keep_their_types_and_lists(tmp_path: Path) -> None:
+    file = tmp_path / "items.parquet"
+    pl.DataFrame(
+        {
+            "item": [1, 2, 3],
+            "retired": [True, None, False],
+            "number:age": [1.5, math.nan, None],
+            "category:year": [1995, None, 2001],
+            "vector:v": [[1.0, 2.0], None, []],
+        }
+    ).write_parquet(file)
+    items = item_rows(read(file))
+    assert items.retired == {"1"}
+    assert repr(items.numbers["age"]) == "(1.5, nan, nan)"
+    assert items.categories == {"year": ("1995", "", "2001")}
+    assert items.vectors["v"].tolist() == [[1, 2], [0, 0], [0, 0]]
+    for column, values in (("number:a", [[1]]), ("text:a", [["x"]]), ("retired", [[True]])):
+        pl.DataFrame({"item": [1], column: values}).write_parquet(file)
+        with pytest.raises(MalformedData, match=f"items.parquet, row 1, column '{column}': a list where one value"):
+            item_rows(read(file))
+    pl.DataFrame({"item": [1, 2], "vector:v": [[1.0, 2.0], [3.0, None]]}).write_parquet(file)
+    with pytest.raises(MalformedData, match=r"items.parquet, row 2, column 'vector:v': not 2 finite"):
+        item_rows(read(file))
+    pl.DataFrame({"item": [1], "vector:v": [3.0]}).write_parquet(file)
+    with pytest.raises(MalformedData, match=r"items.parquet, row 1, column 'vector:v'"):
+        item_rows(read(file))
+
+
+# ----------------------------------------------------------------------------------------------------------- places
 
 
 def test_places_are_lines_of_the_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.client.node import Node
+from penchant.common.content import features
 from penchant.common.learners.contract import State
 from penchant.common.privacy.ledger import Ledger
 from penchant.server.rounds import Progress, RoundRecord, Rounds
@@ -85,12 +87,29 @@ def test_everybody_is_on_one_node_and_no_node_is_empty_or_two_people_larger_than
 def test_a_population_comes_back_from_its_files(tmp_path: Path) -> None:
     save_population(PEOPLE, tmp_path)
     again = load_population(tmp_path)
-    assert again.catalogue.version == PEOPLE.catalogue.version
+    assert again.catalogue == PEOPLE.catalogue
     for name in ("offsets", "items", "times", "strengths", "n_items"):
         np.testing.assert_array_equal(getattr(again.histories, name), getattr(PEOPLE.histories, name))
     moved = Population(histories=PEOPLE.histories.select([1, 0]), catalogue=PEOPLE.catalogue)
     save_population(moved, tmp_path)
     assert not np.array_equal(load_population(tmp_path).histories.items, again.histories.items)
+
+
+def test_a_worker_reads_every_column_of_the_catalogue(tmp_path: Path) -> None:
+    n = len(PEOPLE.catalogue)
+    rich = replace(
+        PEOPLE.catalogue,
+        retired=frozenset(PEOPLE.catalogue.ids[:2]),
+        categories={"c": ("é",) * n},
+        numbers={"n": (math.nan, *(0.1,) * (n - 1))},
+        texts={"t": ("在太空",) * n},
+        vectors={"v": np.full((n, 3), 1 / 3, np.float32)},
+    )
+    save_population(Population(histories=PEOPLE.histories, catalogue=rich), tmp_path)
+    again = load_population(tmp_path).catalogue
+    assert again == rich
+    assert again.texts == rich.texts
+    assert features(again).tobytes() == features(rich).tobytes()
 
 
 # ----------------------------------------------------------------------------------------------------------- nodes

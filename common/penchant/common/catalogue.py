@@ -1,26 +1,32 @@
 """The public catalogue: what can be recommended, and what anybody may know about it.
 
 Everything here is public and costs no privacy. What users wrote or did (tags, ratings, counts) is data and never
-enters a catalogue.
+enters a catalogue. How the columns become numbers is content.py's to say.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import json
+import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from penchant.common.arrays import Float32, Int32, Int64
-from penchant.common.errors import InvalidConfig
+from penchant.common.errors import InvalidConfig, MalformedData
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Catalogue:
     """Items and their public features, in a fixed order that every position elsewhere points into.
 
@@ -30,6 +36,12 @@ class Catalogue:
         topics: the item's topics (genres, categories), possibly none; as many as ids.
         retired: items that keep their position but are recommended no more; a catalogue never drops an item.
         name: of the data set or app.
+        categories: columns of one word each (studio, language), by the column's name; "" where unknown.
+        numbers: columns of numbers (runtime, price), by name; NaN where unknown, else finite.
+        texts: columns of prose in any language (plot, description), by name; "" where there is none.
+        vectors: float32[n, d] made elsewhere (of an image, a sound, a sentence), by name; finite, zeros where none.
+
+    Every column has one value for each item. Two catalogues are equal when name and version are.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +49,10 @@ class Catalogue:
     topics: tuple[tuple[str, ...], ...] = ()
     retired: frozenset[str] = frozenset()
     name: str = "catalogue"
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vectors: Mapping[str, Float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for column in ("titles", "topics"):
@@ -48,9 +64,22 @@ class Catalogue:
             raise InvalidConfig("catalogue: ids must be unique")
         if unknown := sorted(self.retired - set(self.ids)):
             raise InvalidConfig(f"catalogue: retired item {unknown[0]!r} is not in it")
+        for kind, checked in (("categories", _words), ("numbers", _numbers), ("texts", _words), ("vectors", _vectors)):
+            columns = {}
+            for name, values in sorted(getattr(self, kind).items()):
+                if len(values) != len(self.ids) or not name:
+                    raise InvalidConfig(f"catalogue: {kind} {name!r} needs a name and as many values as ids")
+                columns[name] = checked(f"catalogue: {kind} {name!r}", values)
+            object.__setattr__(self, kind, columns)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Catalogue) and (self.name, self.version) == (other.name, other.version)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.version))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -59,12 +88,14 @@ class Catalogue:
 
     @cached_property
     def version(self) -> str:
-        """Sixteen hex digits that change when any item, title or topic does, or an item retires."""
+        """Sixteen hex digits that change when any item, title, topic or other column does, or an item retires."""
         digest = hashlib.sha256()
         for item, title, topics in zip(self.ids, self.titles, self.topics, strict=True):
             digest.update("\x1f".join((item, title, *topics)).encode() + b"\x1e")
         if self.retired:
             digest.update("\x1f".join(("retired", *sorted(self.retired))).encode())
+        if columns := {kind: values for kind, values in self.to_record().items() if kind in _KINDS and values}:
+            digest.update(b"\x1d" + json.dumps(columns, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -97,6 +128,94 @@ class Catalogue:
             if own:
                 out[i, own] = 1.0 / np.sqrt(len(own))
         return out
+
+    def to_record(self) -> dict[str, Any]:
+        """All of it as JSON types: an unknown number is null, a vector column its width and base64 of little-endian."""
+        return {
+            "name": self.name,
+            "ids": list(self.ids),
+            "titles": list(self.titles),
+            "topics": [list(topics) for topics in self.topics],
+            "retired": sorted(self.retired),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+            "numbers": {
+                name: [None if math.isnan(value) else value for value in values]
+                for name, values in self.numbers.items()
+            },
+            "texts": {name: list(values) for name, values in self.texts.items()},
+            "vectors": {
+                name: {"width": rows.shape[1], "float32": base64.b64encode(rows.astype("<f4").tobytes()).decode()}
+                for name, rows in self.vectors.items()
+            },
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Catalogue:
+        """What `to_record` gave; a field that is not there is empty, one that is not known is refused.
+
+        Raises:
+            MalformedData: not such a record.
+            InvalidConfig: its columns are not those of a catalogue.
+        """
+        if unknown := sorted(set(record) - {"name", "ids", "titles", "topics", "retired", *_KINDS}):
+            raise MalformedData(f"catalogue record: unknown field {unknown[0]!r}; it may be of a newer penchant")
+        try:
+            return cls(
+                name=record["name"],
+                ids=tuple(record["ids"]),
+                titles=tuple(record.get("titles", ())),
+                topics=tuple(map(tuple, record.get("topics", ()))),
+                retired=frozenset(record.get("retired", ())),
+                categories={name: tuple(values) for name, values in record.get("categories", {}).items()},
+                numbers={
+                    name: tuple(math.nan if value is None else value for value in values)
+                    for name, values in record.get("numbers", {}).items()
+                },
+                texts={name: tuple(values) for name, values in record.get("texts", {}).items()},
+                vectors={
+                    name: np.frombuffer(base64.b64decode(rows["float32"], validate=True), "<f4").reshape(
+                        len(record["ids"]), rows["width"]
+                    )
+                    for name, rows in record.get("vectors", {}).items()
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+            raise MalformedData(f"not a catalogue record: {type(error).__name__}: {error}") from None
+
+
+_KINDS = ("categories", "numbers", "texts", "vectors")
+
+
+def _words(where: str, values: Iterable[str]) -> tuple[str, ...]:
+    words = tuple(values)
+    if not all(isinstance(word, str) for word in words):
+        raise InvalidConfig(f"{where} must be text")
+    return words
+
+
+def _numbers(where: str, values: Iterable[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) + 0.0 for value in values)  # + 0.0: there is only one zero
+    except (TypeError, ValueError):
+        raise InvalidConfig(f"{where} must be numbers, NaN where unknown") from None
+    if any(map(math.isinf, numbers)):
+        raise InvalidConfig(f"{where} must be finite, or NaN where unknown")
+    return numbers
+
+
+def _vectors(where: str, values: npt.ArrayLike) -> Float32:
+    """A copy that nobody can write to."""
+    try:
+        rows = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        raise InvalidConfig(f"{where} must be rows of numbers") from None
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise InvalidConfig(f"{where} must be float32[n, d] with d ≥ 1")
+    if not (np.abs(rows) <= np.finfo(np.float32).max).all():  # also refuses NaN
+        raise InvalidConfig(f"{where} must be finite; give an item without a vector zeros")
+    out = rows.astype(np.float32) + np.float32(0)
+    out.flags.writeable = False
+    return out
 
 
 def decade(title: str) -> str:

@@ -147,7 +147,7 @@ def _node(
 
 def save_population(population: Population, folder: Path) -> None:
     """Writes what a worker needs to host its shard."""
-    h, c = population.histories, population.catalogue
+    h = population.histories
     np.savez(
         folder / "histories.npz",
         offsets=h.offsets,
@@ -155,20 +155,12 @@ def save_population(population: Population, folder: Path) -> None:
         times=h.times,
         strengths=h.strengths,
     )
-    record = {"ids": c.ids, "titles": c.titles, "topics": c.topics, "retired": sorted(c.retired), "name": c.name}
-    (folder / "catalogue.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "catalogue.json").write_text(json.dumps(population.catalogue.to_record()), encoding="utf-8")
 
 
 def load_population(folder: Path) -> Population:
     """What `save_population` wrote."""
-    record = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-    catalogue = Catalogue(
-        ids=tuple(record["ids"]),
-        titles=tuple(record["titles"]),
-        topics=tuple(tuple(t) for t in record["topics"]),
-        retired=frozenset(record["retired"]),
-        name=record["name"],
-    )
+    catalogue = Catalogue.from_record(json.loads((folder / "catalogue.json").read_text(encoding="utf-8")))
     with np.load(folder / "histories.npz") as columns:
         histories = Interactions(
             offsets=columns["offsets"],

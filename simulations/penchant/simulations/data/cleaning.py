@@ -7,6 +7,7 @@ repeated until nothing changes; who survives is decided by everybody's data, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, TypeVar
 
@@ -94,14 +95,7 @@ def assemble(
     used = np.bincount(what, minlength=len(ids)) > 0
     item_stays = used if k_core else np.ones(len(ids), np.bool_)
     appended = np.arange(len(ids)) >= len(known)
-    titles = [*(items.titles if items is not None else ()), *ids[len(known) :]]
-    topics = [*(items.topics if items is not None else ()), *[()] * n_appended]
-    catalogue = Catalogue(
-        ids=_chosen(ids, item_stays),
-        titles=_chosen(titles, item_stays),
-        topics=_chosen(topics, item_stays),
-        name=name,
-    )
+    catalogue = _catalogue(name, items or ItemRows(ids=(), titles=(), topics=()), tuple(ids), item_stays)
     counts = np.bincount(who, minlength=len(users))[user_stays]
     interactions = Interactions(
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -134,10 +128,39 @@ def assemble(
         core_rows=n_core_rows,
         core_users=int((~user_stays).sum()),
         core_items=int((~item_stays).sum()),
-        ignored_columns=rows.ignored,
+        ignored_columns=(*rows.ignored, *(items.ignored if items is not None else ())),
         uncharged=uncharged,
     )
     return Dataset(name=name, interactions=interactions, catalogue=catalogue, cleaning=report, terms=terms)
+
+
+def _catalogue(name: str, items: ItemRows, ids: tuple[str, ...], stays: Bool) -> Catalogue:
+    """The items that stay, of those listed and, after them, those that only the interactions name.
+
+    Args:
+        ids: of all; those of `items` come first.
+        stays: bool[n].
+    """
+    n_appended = len(ids) - len(items.ids)
+
+    def column(values: tuple[T, ...], missing: T) -> tuple[T, ...]:
+        return _chosen((*values, *[missing] * n_appended), stays)
+
+    chosen = _chosen(ids, stays)
+    return Catalogue(
+        ids=chosen,
+        titles=_chosen((*items.titles, *ids[len(items.ids) :]), stays),
+        topics=column(items.topics, ()),
+        retired=items.retired & set(chosen),
+        name=name,
+        categories={key: column(values, "") for key, values in items.categories.items()},
+        numbers={key: column(values, math.nan) for key, values in items.numbers.items()},
+        texts={key: column(values, "") for key, values in items.texts.items()},
+        vectors={
+            key: np.vstack([rows, np.zeros((n_appended, rows.shape[1]), np.float32)])[stays]
+            for key, rows in items.vectors.items()
+        },
+    )
 
 
 def core(users: Int64, items: Int64, k: int) -> Bool:

@@ -17,14 +17,16 @@ import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from penchant.common.arrays import Int64
+from penchant.common.arrays import Float32, Int64
 from penchant.common.errors import MalformedData
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -37,8 +39,17 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "title": ("title", "itemtitle", "movietitle", "name", "itemname"),
     "topics": ("topics", "topic", "genres", "genre", "categories", "category", "class"),
     "year": ("year", "releaseyear"),
+    "retired": ("retired", "isretired"),
 }
 """The column names that each role goes by, in lower case without `_`, `-` or space."""
+
+WRITTEN_BY_USERS = frozenset({"tag", "tags", "usertag", "usertags", "review", "reviews", "comment", "comments"})
+"""Names, bare like those above, that no column of a catalogue may have."""
+
+_KINDS = ("category", "number", "text", "vector")
+_RECBOLE_TYPE = r"(?:token|float)(?:_seq)?$"  # `category:token` is RecBole's column of categories
+_TYPED = re.compile(rf"({'|'.join(_KINDS)}):(?!{_RECBOLE_TYPE})\s*(\S.*)", re.I)
+_YES_NO = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 NO_TOPIC = frozenset({"", "(no genres listed)", "unknown"})
 
@@ -97,15 +108,24 @@ class ItemRows:
         ids: unique.
         titles: with "(year)" at the end where the file has a column of years; the identifier where there is none.
         topics: of each item, possibly none.
+        retired: identifiers of items to recommend no more.
+        categories, numbers, texts, vectors: the typed columns, as `Catalogue` has them.
         untitled: items without a title.
         malformed: rows skipped.
+        ignored: names of columns without a role.
     """
 
     ids: tuple[str, ...]
     titles: tuple[str, ...]
     topics: tuple[tuple[str, ...], ...]
+    retired: frozenset[str] = frozenset()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vectors: Mapping[str, Float32] = field(default_factory=dict)
     untitled: int = 0
     malformed: int = 0
+    ignored: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Table:
@@ -263,7 +283,11 @@ def interaction_rows(
 
 
 def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = False) -> ItemRows:
-    """Checks a table of items: `item[, title][, topics][, year]`.
+    """Checks a table of items: `item[, title][, topics][, year][, retired]`, and typed columns.
+
+    A typed column is named by its kind and its own name, as `category:studio`, `number:runtime_min`, `text:plot` or
+    `vector:image`. Words are not split. A vector is numbers with spaces between them, or a list in Parquet, as many in
+    every row. What is missing is unknown: no topic, NaN, "", zeros, not retired.
 
     Args:
         table: as read.
@@ -271,23 +295,36 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
         skip_bad_rows: pass over malformed rows, and all but the first of an identifier, instead of raising.
 
     Raises:
-        MalformedData: a column is missing or there twice, or the first malformed row in the file.
+        MalformedData: a column is missing or there twice, a column of what users did or wrote, or the first malformed
+            row in the file.
     """
-    names = _roles(table, required=("item",), optional=("title", "topics", "year"))
+    names = _roles(table, required=("item",), optional=("title", "topics", "year", "retired"))
+    typed = {n: (found[1].lower(), found[2].strip()) for n in table.columns.columns if (found := _typed(n))}
+    _refuse_data(table, typed)
+    checked = {name: _check(kind, table.columns[name]) for name, (kind, _) in typed.items()}
+    if "retired" in names:
+        checked[names["retired"]] = _check("retired", table.columns[names["retired"]])
     ids = _identifiers(table.columns[names["item"]])
+    twice = _Fault(names["item"], "an earlier row has this identifier", ids.is_not_null() & ~ids.is_first_distinct())
     faults = [
         _Fault("", f"more values than the {table.columns.width} columns", table.too_long),
         _Fault(names["item"], "the value is missing", ids.is_null()),
-        _Fault(names["item"], "an earlier row has this identifier", ids.is_not_null() & ~ids.is_first_distinct()),
+        *(_Fault(name, column.reason, column.wrong) for name, column in checked.items()),
     ]
     if not skip_bad_rows:
-        _raise_first(table, faults)
-    good = ~(faults[0].rows | faults[1].rows)
+        _raise_first(table, [*faults, twice])
+    good = pl.repeat(True, len(ids), eager=True)
+    for fault in faults:
+        good &= ~fault.rows
     good &= ids.set(~good, None).is_first_distinct()
     rows = table.columns.filter(good)
     ids = ids.filter(good)
     titles = _text(rows, names.get("title"))
     topics: pl.Series | list[None] = rows[names["topics"]] if "topics" in names else [None] * len(ids)
+    columns: dict[str, dict[str, npt.NDArray[Any]]] = {kind: {} for kind in _KINDS}
+    for name, (kind, own) in typed.items():
+        columns[kind][own] = checked[name].values[good.to_numpy()]
+    retired = checked[names["retired"]].values[good.to_numpy()] if "retired" in names else ()
     return ItemRows(
         ids=tuple(ids),
         titles=tuple(
@@ -295,8 +332,14 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
             for item, title, year in zip(ids, titles, _text(rows, names.get("year")), strict=True)
         ),
         topics=tuple(_topics(value, between_topics) for value in topics),
+        retired=frozenset(item for item, gone in zip(ids, retired, strict=False) if gone),
+        categories={name: tuple(words.tolist()) for name, words in columns["category"].items()},
+        numbers={name: tuple(numbers.tolist()) for name, numbers in columns["number"].items()},
+        texts={name: tuple(words.tolist()) for name, words in columns["text"].items()},
+        vectors=columns["vector"],
         untitled=sum(title is None for title in titles),
         malformed=table.columns.height - len(ids),
+        ignored=tuple(n for n in table.columns.columns if n not in names.values() and n not in typed),
     )
 
 
@@ -385,9 +428,74 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.partition(":")[0].lower())
 
 
+def _typed(name: str) -> re.Match[str] | None:
+    """The kind and own name of a typed column."""
+    return _TYPED.fullmatch(name.strip())
+
+
+def _refuse_data(table: Table, typed: Mapping[str, tuple[str, str]]) -> None:
+    """A catalogue is public: a file that says who did something, or a column of what users wrote, is not one."""
+    for name in table.columns.columns:
+        if name not in typed and _bare(name) in NAMES["user"]:
+            raise MalformedData(f"{table.file}: column {name!r} says who; an items file holds nothing of users")
+    for name, (kind, own) in typed.items():
+        if list(typed.values()).count((kind, own)) > 1:
+            raise MalformedData(f"{table.file}: two columns are {kind}:{own}; keep one")
+        if _bare(own) in WRITTEN_BY_USERS:
+            raise MalformedData(f"{table.file}: column {name!r}: what users wrote is data and not part of a catalogue")
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A column's values, one a row; which of its rows are wrong, and why."""
+
+    values: npt.NDArray[Any]
+    wrong: pl.Series
+    reason: str
+
+
+def _check(kind: str, column: pl.Series) -> _Checked:
+    """A typed column, or that of retired items; what is missing becomes "", NaN, zeros or False."""
+    if kind == "vector":
+        return _check_vectors(column)
+    if column.dtype.is_nested():
+        return _Checked(np.full(len(column), ""), column.is_not_null(), "a list where one value belongs")
+    if kind == "number":
+        unknown = column.is_null() | (column.is_nan().fill_null(value=False) if column.dtype.is_float() else False)
+        numbers = _numbers(column)
+        return _Checked(numbers.to_numpy(), ~unknown & numbers.is_null(), "not a finite number")
+    words = column.cast(pl.String).fill_null("")
+    if kind == "retired":
+        answer = words.str.to_lowercase().replace_strict(_YES_NO, default=None, return_dtype=pl.Boolean)
+        return _Checked(answer.fill_null(value=False).to_numpy(), answer.is_null(), "neither true nor false")
+    return _Checked(np.array(words.to_list(), object), pl.repeat(False, len(words), eager=True), "")
+
+
+def _check_vectors(column: pl.Series) -> _Checked:
+    """float32[n, d], d that of the first row that has one."""
+    rows = [_vector(value) for value in column]
+    width = next((len(row) for row in rows if row is not None and len(row)), 1)
+    wrong = [row is None or len(row) not in (0, width) for row in rows]
+    values = np.zeros((len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        if row is not None and len(row) == width:
+            values[i] = row
+    return _Checked(values, pl.Series(wrong, dtype=pl.Boolean), f"not {width} finite numbers, as the first vector has")
+
+
+def _vector(value: Any) -> Float32 | None:
+    """The numbers in a text or list, none where it is missing; None where it is no vector."""
+    try:
+        row = np.array(value.split() if isinstance(value, str) else () if value is None else value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    sound = row.ndim == 1 and bool((np.abs(row) <= np.finfo(np.float32).max).all())
+    return row.astype(np.float32) if sound else None
+
+
 def _roles(table: Table, *, required: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
     """The column of each role that the table has."""
-    bare = {name: _bare(name) for name in table.columns.columns}
+    bare = {name: _bare(name) for name in table.columns.columns if not _typed(name)}
     found: dict[str, str] = {}
     for role in (*required, *optional):
         columns = [name for name, b in bare.items() if b in NAMES[role]]
