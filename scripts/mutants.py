@@ -50,6 +50,7 @@ AT_ONCE = 2
     GAUSSIAN,
     LEDGER,
     COOCCURRENCE,
+    ALS,
     DEVICE_SGD,
     LOCAL,
     LEARNERS,
@@ -58,14 +59,14 @@ AT_ONCE = 2
 ) = (
     f"tests/common/test_{name}.py"
     for name in (
-        *("sums", "noise", "plan", "sampling", "accounting", "gaussian", "ledger", "cooccurrence", "device_sgd"),
+        *("sums", "noise", "plan", "sampling", "accounting", "gaussian", "ledger", "cooccurrence", "als", "device_sgd"),
         *("local_training", "learners", "wire", "mechanism"),
     )
 )
 ROUNDS, NODE = "tests/server/test_rounds.py", "tests/client/test_node.py"
 PRIVACY_TESTS = (
-    *(SUMS, NOISE, PLAN, SAMPLING, ACCOUNTING, GAUSSIAN, LEDGER, COOCCURRENCE, DEVICE_SGD, LOCAL, LEARNERS, WIRE),
-    *(MECHANISM, ROUNDS, NODE),
+    *(SUMS, NOISE, PLAN, SAMPLING, ACCOUNTING, GAUSSIAN, LEDGER, COOCCURRENCE, ALS, DEVICE_SGD, LOCAL, LEARNERS),
+    *(WIRE, MECHANISM, ROUNDS, NODE),
 )
 
 
@@ -782,6 +783,70 @@ MUTANTS = (
         "counts, matrix = 1 / (mu * math.sqrt(counts_share)), 1 / (mu * math.sqrt(1 - counts_share))",
         "counts, matrix = 1 / mu, 1 / mu",
         COOCCURRENCE,
+    ),
+    Mutant(
+        "whole-mu-for-each-sweep",
+        "each sweep of least squares gets the noise of what all of them share",
+        f"{_LEARNERS}/als.py",
+        "1 / (mu * math.sqrt(share / rounds))",
+        "1 / (mu * math.sqrt(share))",
+        f"{ALS}::TestSplit",
+    ),
+    Mutant(
+        "whole-mu-for-each-sum-of-als",
+        "counts, matrix and sweeps of least squares each get the noise of the whole μ",
+        f"{_LEARNERS}/als.py",
+        "1 / (mu * math.sqrt(share / rounds))",
+        "1 / (mu * math.sqrt(1 / rounds))",
+        f"{ALS}::TestSplit",
+    ),
+    Mutant(
+        "als-item-weights-not-bounded",
+        "a person's weights over items have no common bound: a long history sends more",
+        f"{_LEARNERS}/als.py",
+        "scale = min(1 / float(np.linalg.norm(weight)), 1 / m)",
+        "scale = 1 / m",
+        f"{ALS}::TestContribution",
+    ),
+    Mutant(
+        "als-stretches-not-bounded",
+        "the squares of a person's many tastes add up to more than their share of the sum",
+        f"{_LEARNERS}/als.py",
+        "scale = min(1 / float(np.linalg.norm(weight)), 1 / m)",
+        "scale = 1 / float(np.linalg.norm(weight))",
+        f"{ALS}::TestContribution",
+    ),
+    Mutant(
+        "als-tastes-not-cut",
+        "a taste longer than c goes into the statistics as it is",
+        f"{_LEARNERS}/als.py",
+        "tastes /= np.maximum(config.clip, np.linalg.norm(tastes, axis=1))[:, None]",
+        "tastes /= config.clip",
+        f"{ALS}::TestContribution",
+    ),
+    Mutant(
+        "als-off-diagonal-twice",
+        "what is off the diagonal counts twice instead of √2 times, so half a square is longer than the square",
+        f"{_LEARNERS}/als.py",
+        "out: Float64 = matrices[..., i, j] * np.where(i == j, 1.0, math.sqrt(2))",
+        "out: Float64 = matrices[..., i, j] * np.where(i == j, 1.0, 2.0)",
+        f"{ALS}::TestHalfVectors",
+    ),
+    Mutant(
+        "als-parts-each-of-length-one",
+        "squares, sums and gram may each be 1 long, so the three together are √3",
+        f"{_LEARNERS}/als.py",
+        "tuple((parts / np.linalg.norm(parts)).tolist())",
+        "tuple((parts / parts).tolist())",
+        f"{ALS}::TestContribution",
+    ),
+    Mutant(
+        "clip-left-out-als",
+        "a person's statistics are summed without a clip",
+        f"{_LEARNERS}/als.py",
+        'part = clip({"gram": gram, "items": rows})',
+        'part = {"gram": gram, "items": rows}',
+        LEARNERS,
     ),
     Mutant(
         "quantile-count-not-charged",

@@ -20,6 +20,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, MalformedContribution
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
+from penchant.common.learners.als import Als, AlsConfig
 from penchant.common.learners.contract import Learner, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
@@ -90,6 +91,11 @@ def cooccurrence(catalogue: Catalogue = CATALOGUE) -> Learner:
     return Cooccurrence(catalogue, CooccurrenceConfig(head=12, window=3, dims=4, noise_stddev=0.05))
 
 
+def als(catalogue: Catalogue = CATALOGUE) -> Learner:
+    start = CooccurrenceConfig(head=12, window=3, dims=3, noise_stddev=0.05)
+    return Als(catalogue, AlsConfig(start=start, stretch=3, noise_stddev=0.05))
+
+
 def fedavg(
     name: str, catalogue: Catalogue = CATALOGUE, *, device: DeviceNoise | None = None, optimizer: Any = "adam"
 ) -> Learner:
@@ -99,6 +105,10 @@ def fedavg(
 
 
 CASES = {
+    "als counts": Case(als, draws=False),
+    "als matrix": Case(als, draws=False, n_applied=1),
+    "als statistics": Case(als, draws=False, n_applied=2),
+    "als released": Case(als, draws=False, n_applied=3),
     "cooccurrence counts": Case(cooccurrence, draws=False),
     "cooccurrence matrix": Case(cooccurrence, draws=False, n_applied=1),
     "cooccurrence released": Case(cooccurrence, draws=False, n_applied=2),
@@ -246,7 +256,7 @@ class TestEveryLearner:
         state, other = learner.init(Streams(3)), learner.init(Streams(4))
         assert same(case.make().init(Streams(3)), state)
         assert all(np.isfinite(values).all() for values in state.values())
-        assert same(other, state) == isinstance(learner, Cooccurrence)  # which starts from nothing
+        assert same(other, state) == isinstance(learner, Cooccurrence | Als)  # which start from nothing
         assert learner.released(state).keys() == state.keys()
 
     def test_a_sum_that_is_applied_gives_the_next_state(self, case: Case) -> None:
@@ -261,7 +271,7 @@ class TestEveryLearner:
             assert once[name].dtype == values.dtype
             assert once[name].shape[:1] == values.shape[:1]
         twice = at.learner.apply(once, some_sum(at.learner, once, 6), 5.0)
-        assert at.learner.shapes(twice).keys() == at.learner.shapes(at.learner.apply(twice, total, 5.0)).keys()
+        assert at.learner.shapes(at.learner.apply(twice, total, 5.0)).keys() == at.learner.shapes(once).keys()
         assert np.isfinite(at.learner.scores(twice, PEOPLE)).all()
         other = at.learner.apply(at.state, {name: -values for name, values in total.items()}, 5.0)
         assert not same(at.learner.released(other), at.learner.released(once))
@@ -294,7 +304,7 @@ class TestEveryLearner:
         np.testing.assert_array_equal(device.scores(read, PEOPLE), scores)
         assert same(device.contribution(read, PEOPLE.history(0), stream(0)), at.contributions[0])
         other = case.state(device, seed=1)
-        if not isinstance(device, Cooccurrence):
+        if not isinstance(device, Cooccurrence | Als):
             assert not np.array_equal(device.scores(other, PEOPLE), scores)
 
     def test_scores_are_finite_and_equal_for_equal_histories(self, case: Case) -> None:
@@ -366,10 +376,10 @@ class TestEveryLearner:
 
     def test_it_is_built_from_its_name_and_plain_settings(self, case: Case) -> None:
         at = ready(case)
-        assert isinstance(at.learner, FedAvg | Cooccurrence)
+        assert isinstance(at.learner, FedAvg | Cooccurrence | Als)
         settings = json.loads(json.dumps(config.encode(at.learner.config)))
         built = registry.build(at.learner.name, settings, CATALOGUE)
-        assert isinstance(built, FedAvg | Cooccurrence)
+        assert isinstance(built, FedAvg | Cooccurrence | Als)
         assert built.config == at.learner.config
         assert same(built.contribution(at.state, PEOPLE.history(0), stream(0)), at.contributions[0])
 

@@ -40,6 +40,7 @@ OPACUS = Row("fedavg+opacus", "federated", "fedavg", "mf", "interaction")
 USER_DP = Row("fedavg+user-dp", "federated", "fedavg", "mf", "user")
 COOCCURRENCE = Row("co-occurrence", "federated", "cooccurrence", "", "user")
 EXACT = replace(COOCCURRENCE, unit="none")
+ALS = Row("als", "federated", "als", "", "user")
 PRIVATE = [OPACUS, USER_DP, COOCCURRENCE]
 BUDGET: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5}
 
@@ -79,6 +80,9 @@ def named(found: list[Row]) -> list[str]:
         ({"unit": "interaction", "sampling": "poisson"}, "drop --sampling"),
         ({"sampling": "poisson", "max_participations": 3}, "drop one of the two"),
         # a learner without what was asked of it
+        ({"unit": "interaction", "learner": "als"}, "learner als protects users: take --unit user or none"),
+        ({"learner": "als", "model": "mf"}, "learner als has no model: drop --model"),
+        ({"learner": "als", "rounds": 3}, "learner als has no rounds: drop --rounds"),
         ({"learner": "cooccurrence", "model": "mf"}, "drop --model, or take --learner fedavg"),
         ({"learner": "cooccurrence", "rounds": 3}, "drop --rounds, or take --learner fedavg"),
         ({"learner": "cooccurrence", "cohort": 3}, "drop --cohort"),
@@ -145,6 +149,8 @@ def test_a_mix_that_differs_by_little_is_fine(given: dict[str, Any]) -> None:
         ({"learner": "fedavg", "unit": "none"}, [*FLOORS, FEDAVG]),
         ({"learner": "cooccurrence"}, [*FLOORS, COOCCURRENCE]),
         ({"learner": "cooccurrence", "unit": "none"}, [*FLOORS, EXACT]),
+        ({"learner": "als"}, [*FLOORS, ALS]),
+        ({"learner": "als", "unit": "none"}, [*FLOORS, replace(ALS, unit="none")]),
         (
             {"model": "gru"},
             [*FLOORS, replace(CENTRAL, model="gru"), replace(FEDAVG, model="gru"), replace(USER_DP, model="gru")],
@@ -312,7 +318,24 @@ def test_the_head_of_cooccurrence_grows_with_people_and_budget_within_bounds() -
     assert head(10_000_000, 8.0) == 1600
 
 
-@pytest.mark.parametrize("row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE, EXACT], ids=lambda r: f"{r.name} {r.unit}")
+def test_all_sums_of_als_share_one_budget_and_sizes_grow_with_people_times_budget() -> None:
+    made = federated(ALS, SimulationConfig(**BUDGET), 610)
+    counts, matrix, statistics = made.plan.sums
+    spent = math.fsum(spec.rounds / spec.noise_multiplier**2 for spec in made.plan.sums)
+    assert math.sqrt(spent) == pytest.approx(gaussian.mu_of(3.0, 1e-5))
+    assert [spec.clip_norm for spec in made.plan.sums] == [1.0, 1.0, 1.0]
+    assert made.plan.max_participations == made.plan.rounds == 2 + statistics.rounds
+    assert made.settings["noise_stddev"] == statistics.noise_multiplier
+    assert made.settings["start"]["noise_stddev"] == matrix.noise_multiplier
+    assert counts.noise_multiplier > matrix.noise_multiplier
+    more = federated(ALS, SimulationConfig(**BUDGET), 61_000)
+    assert more.plan.sums[2].rounds > statistics.rounds
+    assert all(more.settings["start"][size] > made.settings["start"][size] for size in ("head", "dims"))
+    exact = federated(replace(ALS, unit="none"), SimulationConfig(), 610)
+    assert exact.settings["start"]["noise_stddev"] == exact.settings["noise_stddev"] == 0.0
+
+
+@pytest.mark.parametrize("row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE, EXACT, ALS], ids=lambda r: f"{r.name} {r.unit}")
 def test_a_plan_comes_back_from_its_json_and_settings_build_the_learner(row: Row) -> None:
     made = federated(row, SimulationConfig(rounds=None), 50, ("k-core survival",))
     again = PrivacyPlan.from_json(made.plan.to_json())

@@ -27,7 +27,7 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
     ),
     ("items", str, "items file for --data PATH: item,title,genres"),
     ("split", str, "leave-last-out, global-time, held-out-users or 5-fold-users:0"),
-    ("learner", str, "fedavg or cooccurrence"),
+    ("learner", str, "fedavg, cooccurrence or als"),
     ("model", str, "mf, neumf, gru, lstm, cnn-lstm or transformer"),
     ("unit", str, "what is protected: user, interaction or none"),
     ("epsilon", float, "privacy budget ε of each private row; needs --delta"),

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from penchant.common import config
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
-from penchant.common.learners import cooccurrence
+from penchant.common.learners import als, cooccurrence
 from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
@@ -29,7 +29,7 @@ from penchant.common.privacy.plan import (
 )
 from penchant.common.taste import TasteConfig
 
-LearnerName = Literal["fedavg", "cooccurrence"]
+LearnerName = Literal["fedavg", "cooccurrence", "als"]
 Kind = Literal["floor", "not private", "federated"]
 UNCHARGED = (
     "settings were chosen on public MovieLens data",
@@ -146,11 +146,11 @@ class SimulationConfig:
                 f"model {self.model} reads the history, so one interaction enters many samples: take --model {others} "
                 "with unit interaction, or --unit user"
             )
-        if self.learner == "cooccurrence":
+        if self.learner in ("cooccurrence", "als"):
             if self.model is not None:
-                raise InvalidConfig("learner cooccurrence has no model: drop --model, or take --learner fedavg")
+                raise InvalidConfig(f"learner {self.learner} has no model: drop --model, or take --learner fedavg")
             if self.unit == "interaction":
-                raise InvalidConfig("learner cooccurrence protects users: take --unit user or none")
+                raise InvalidConfig(f"learner {self.learner} protects users: take --unit user or none")
             for name in (
                 "rounds",
                 "cohort",
@@ -164,7 +164,9 @@ class SimulationConfig:
             ):
                 if getattr(self, name) is not None:
                     option = "--" + name.replace("_", "-")
-                    raise InvalidConfig(f"learner cooccurrence has no {name}: drop {option}, or take --learner fedavg")
+                    raise InvalidConfig(
+                        f"learner {self.learner} has no {name}: drop {option}, or take --learner fedavg"
+                    )
         if self.unit == "interaction" and self.sampling == "poisson":
             raise InvalidConfig("unit interaction samples interactions on the device: drop --sampling")
         if self.unit == "interaction" and self.clip_quantile is not None:
@@ -189,8 +191,8 @@ class Row:
 def rows(config: SimulationConfig) -> list[Row]:
     """The rows of a run, the two floors first.
 
-    With nothing asked for, every row. With a learner, model or unit: the floors and what was asked for, and with a
-    model the same model trained centrally beside it. With unit none alone, every row there is without privacy.
+    With nothing asked for, every row but als. With a learner, model or unit: the floors and what was asked for, and
+    with a model the same model trained centrally beside it. With unit none alone, every row there is without privacy.
     """
     floors = [Row("popularity", "floor"), Row("no-sharing", "floor")]
     asked = (config.learner, config.model, config.unit)
@@ -208,6 +210,9 @@ def rows(config: SimulationConfig) -> list[Row]:
     if config.learner in (None, "cooccurrence") and config.model is None and config.unit != "interaction":
         unit = config.unit or "user"
         federated.append(Row("co-occurrence", "federated", "cooccurrence", "", unit))  # type: ignore[arg-type]  # one of the units
+    if config.learner == "als":  # on request only
+        unit = config.unit or "user"
+        federated.append(Row("als", "federated", "als", "", unit))  # type: ignore[arg-type]  # one of the units
     if asked == (None, None, None) or asked == (None, None, "none"):
         return [*floors, *others, *federated]
     beside = [central] if config.model is not None and "none" in units else []
@@ -236,6 +241,8 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
     uncharged = (*uncharged, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
     if row.learner == "cooccurrence":
         return _cooccurrence(row, settings, n_users, uncharged)
+    if row.learner == "als":
+        return _als(row, settings, n_users, uncharged)
     if row.unit == "interaction":
         return _fedavg_interaction(row, settings, n_users, uncharged)
     return _fedavg(row, settings, n_users, uncharged)
@@ -270,6 +277,27 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
         uncharged=uncharged,
     )
     return Federated(learner="cooccurrence", settings=config.encode(learner), plan=plan)
+
+
+def _als(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
+    """Everybody takes part once in counts, in the matrix and in each sweep; sizes follow n·μ (`als.sized`)."""
+    epsilon, delta = epsilon_and_delta(settings, n_users)
+    if row.unit == "none":
+        learner, sums = als.sized(n_users, math.inf)
+    else:
+        mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
+        learner, sums = als.sized(n_users, mu * (1 - 1e-9))  # dividing it must not round ε up
+    plan = PrivacyPlan(
+        unit=row.unit,
+        n_users=n_users,
+        delta=delta,
+        sampling="none",
+        cohort=n_users,
+        sums=sums,
+        max_participations=sum(spec.rounds for spec in sums),
+        uncharged=uncharged,
+    )
+    return Federated(learner="als", settings=config.encode(learner), plan=plan)
 
 
 def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:

@@ -16,6 +16,7 @@ from penchant.common.errors import InvalidConfig, MissingExtra
 from penchant.common.learners.contract import Learner
 
 _LEARNERS = {
+    "als": ("penchant.common.learners.als", "Als", "AlsConfig"),
     "cooccurrence": ("penchant.common.learners.cooccurrence", "Cooccurrence", "CooccurrenceConfig"),
     "fedavg": ("penchant.common.learners.neural.fedavg", "FedAvg", "FedAvgConfig"),
 }
