@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from penchant.common import config
+from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import cooccurrence
@@ -31,12 +32,15 @@ from penchant.common.privacy.plan import (
 from penchant.common.taste import TasteConfig
 
 LearnerName = Literal["fedavg", "cooccurrence"]
+Start = Literal["random", "content", "co-occurrence"]
 Kind = Literal["floor", "not private", "federated"]
 UNCHARGED = (
     "settings were chosen on public MovieLens data",
     "the number of users is public",
     "accuracy, curves and counts here are exact",
 )
+START_SHARE = 0.5
+"""Of μ², for co-occurrence's sums where FedAvg starts from them."""
 COUNT_SHARE = 0.02
 """Of μ², for the counts that steer a clip_quantile."""
 PROFILES = "a person enrolled m times counts m times (m·μ)"
@@ -60,6 +64,11 @@ class SimulationConfig:
         clip_quantile: with unit user, the clip follows this quantile of updates' norms, from `clip` on; of the budget
             μ², COUNT_SHARE goes to the counts that steer it.
         row_clip: L2 bound on each item's row of an update, before the clip.
+        start: where item vectors of FedAvg rows start: "random", "content", or "co-occurrence", whose two sums are then
+            the plan's first rounds.
+        freeze: weights, or modules of weights, that FedAvg leaves as they start.
+        adapter: rank of a map that FedAvg trains in place of item tables.
+        proximal: μ of FedProx in local training.
         nodes: Flower nodes that share the users.
         engine: "local", or "flower" for Flower's simulation engine on Ray.
         device: torch device; "auto" takes CUDA where there is one.
@@ -88,6 +97,10 @@ class SimulationConfig:
     clip: float | None = None
     clip_quantile: float | None = None
     row_clip: float | None = None
+    start: str | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: int | None = None
+    proximal: float | None = None
     nodes: int = 2
     engine: str = "local"
     device: str = "auto"
@@ -100,6 +113,7 @@ class SimulationConfig:
             ("model", MODELS),
             ("unit", get_args(Unit)),
             ("sampling", get_args(Sampling)),
+            ("start", get_args(Start)),
             ("engine", ("local", "flower")),
             ("device", ("auto", "cpu", "cuda")),
         ):
@@ -112,11 +126,11 @@ class SimulationConfig:
                 raise InvalidConfig(f"{name} must be text, not {value!r}")
         if self.rating_scale is not None and len(self.rating_scale) != 2:
             raise InvalidConfig("rating_scale must be two numbers, the lowest and the highest")
-        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations"):
+        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations", "adapter"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
-        for name in ("epsilon", "noise_multiplier", "lr", "clip", "row_clip"):
+        for name in ("epsilon", "noise_multiplier", "lr", "clip", "row_clip", "proximal"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
@@ -162,8 +176,12 @@ class SimulationConfig:
                 "clip",
                 "clip_quantile",
                 "row_clip",
+                "start",
+                "freeze",
+                "adapter",
+                "proximal",
             ):
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, ()):
                     option = "--" + name.replace("_", "-")
                     raise InvalidConfig(f"learner cooccurrence has no {name}: drop {option}, or take --learner fedavg")
         if self.unit == "interaction" and self.sampling == "poisson":
@@ -174,6 +192,25 @@ class SimulationConfig:
             raise InvalidConfig("cohort and max_participations decide the same thing with unit user: drop one of them")
         if self.sampling == "poisson" and self.max_participations is not None:
             raise InvalidConfig("poisson sampling has no participation cap: drop one of the two")
+        if self.start == "co-occurrence":
+            for name in ("cohort", "sampling", "max_participations"):
+                if getattr(self, name) not in (None, "none"):
+                    option = "--" + name.replace("_", "-")
+                    raise InvalidConfig(f"start co-occurrence needs everybody in every round: drop {option}")
+        self._check_learner()
+
+    def _check_learner(self) -> None:
+        """Lets the learner refuse what the model does not have, before any work."""
+        if not (self.freeze or self.adapter or self.proximal or self.start):
+            return
+        from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig  # which loads Opacus
+
+        model = self.model or "mf"
+        asked = {"model": {"name": model}, "local": _local(self, model), **_parts(self)}
+        if self.unit == "interaction":
+            device = DeviceNoise(clip_norm=1.0, noise_multiplier=1.0, rate=1.0, steps=1, divisor=1.0)
+            asked["device"] = config.encode(device)
+        FedAvg(Catalogue(ids=("0", "1")), config.decode(FedAvgConfig, asked))
 
 
 @dataclass(frozen=True)
@@ -199,7 +236,7 @@ def rows(config: SimulationConfig) -> list[Row]:
     central = Row("central", "not private", model=model)
     others = [Row("item-knn", "not private"), Row("ease", "not private"), central]
     units: tuple[Unit, ...] = tuple(u for u in get_args(Unit) if config.unit in (None, u))
-    if reads_history(model):
+    if reads_history(model) or config.start == "co-occurrence" or config.adapter or config.proximal:
         units = tuple(u for u in units if u != "interaction")
     names = {"none": "fedavg", "interaction": "fedavg+opacus", "user": "fedavg+user-dp"}
     federated: list[Row] = []
@@ -256,13 +293,11 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
     """Everybody takes part once in each of the two sums. The head grows with the signal-to-noise n·μ: K = 10 √(n·μ)."""
     epsilon, delta = epsilon_and_delta(settings, n_users)
     if row.unit == "none":
-        sums = tuple(replace(s, noise_multiplier=0.0) for s in cooccurrence.split(1.0))
-        learner = CooccurrenceConfig(head=2000, dims=max(8, min(64, n_users // 16)))
+        sums = _exact(cooccurrence.split(1.0))
     else:
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         sums = cooccurrence.split(mu * (1 - 1e-9))  # dividing it must not round ε up
-        head = max(50, min(1600, round(10 * math.sqrt(n_users * mu))))
-        learner = CooccurrenceConfig(head=head, dims=max(8, head // 32), noise_stddev=sums[1].noise_multiplier)
+    learner = _cooccurrence_config(sums, n_users)
     plan = PrivacyPlan(
         unit=row.unit,
         n_users=n_users,
@@ -276,11 +311,33 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
     return Federated(learner="cooccurrence", settings=config.encode(learner), plan=plan)
 
 
+def _exact(sums: tuple[SumSpec, ...]) -> tuple[SumSpec, ...]:
+    return tuple(replace(s, noise_multiplier=0.0) for s in sums)
+
+
+def _cooccurrence_config(sums: tuple[SumSpec, ...], n_users: int) -> CooccurrenceConfig:
+    """The settings that go with the noise of its sums."""
+    if not sums[-1].noise_multiplier:
+        return CooccurrenceConfig(head=2000, dims=max(8, min(64, n_users // 16)))
+    mu = math.sqrt(sum(1 / s.noise_multiplier**2 for s in sums))
+    head = max(50, min(1600, round(10 * math.sqrt(n_users * mu))))
+    return CooccurrenceConfig(head=head, dims=max(8, head // 32), noise_stddev=sums[-1].noise_multiplier)
+
+
+def _warm_start(sigma: float, updates: int) -> tuple[SumSpec, ...]:
+    """Co-occurrence's sums before so many updates with noise σ: START_SHARE of the μ² of all of them together."""
+    if not sigma:
+        return _exact(cooccurrence.split(1.0))
+    return cooccurrence.split(math.sqrt(START_SHARE / (1 - START_SHARE) * updates) / sigma)
+
+
 def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
     epsilon, delta = epsilon_and_delta(settings, n_users)
     private = row.unit == "user"
-    rounds = settings.rounds or (4 if private else 20)
-    cohort = settings.cohort or (n_users if private else min(n_users, 300))
+    warm = cooccurrence.split(1.0) if settings.start == "co-occurrence" else ()
+    updates = settings.rounds or (4 if private else 20)
+    rounds = len(warm) + updates
+    cohort = settings.cohort or (n_users if private or warm else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
     cap = min(settings.max_participations or rounds, rounds)
     if private and sampling == "none":  # each profile has k rounds of its own, and the cohort follows
@@ -290,7 +347,9 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     clip = (settings.clip or 0.1) if private else math.inf
 
     def plan(sigma: float) -> PrivacyPlan:
-        spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma, row_norm=settings.row_clip)
+        spec = SumSpec(
+            name="update", rounds=updates, clip_norm=clip, noise_multiplier=sigma, row_norm=settings.row_clip
+        )
         if private and settings.clip_quantile is not None:
             count = QuantileClip(quantile=settings.clip_quantile, noise_multiplier=sigma / math.sqrt(COUNT_SHARE))
             spec = replace(spec, noise_multiplier=sigma / math.sqrt(1 - COUNT_SHARE), quantile=count)
@@ -300,7 +359,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
             delta=delta,
             sampling=sampling,
             cohort=cohort,
-            sums=(spec,),
+            sums=(*_warm_start(sigma, updates), spec) if warm else (spec,),
             max_participations=cap,
             uncharged=uncharged,
         )
@@ -314,8 +373,11 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
         "model": {"name": row.model},
         "local": _local(settings, row.model),
         "server": server,
-        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0 if private else 0.2)),
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0 if private or warm else 0.2)),
+        **_parts(settings),
     }
+    if warm:
+        learner["cooccurrence"] = config.encode(_cooccurrence_config(_warm_start(sigma, updates), n_users))
     return Federated(learner="fedavg", settings=learner, plan=plan(sigma))
 
 
@@ -356,6 +418,7 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
         "local": {**_local(settings, row.model), "lr": settings.lr or 0.5},
         "server": {"optimizer": "sgd", "lr": 1.0},
         "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0)),
+        **_parts(settings),
         "device": config.encode(made.device),
     }
     bound = replace(made, task=task_digest("fedavg", learner))  # whoever sends orders cannot choose other settings
@@ -363,5 +426,15 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
 
 
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
-    lr = settings.lr or (0.5 if reads_history(model) else 0.05)
-    return {"epochs": settings.local_epochs or 1, "lr": lr}
+    local: dict[str, Any] = {"epochs": settings.local_epochs or 1, "lr": settings.lr or _lr(model)}
+    return local | ({"proximal": settings.proximal} if settings.proximal else {})
+
+
+def _lr(model: str) -> float:
+    return 0.5 if reads_history(model) else 0.05
+
+
+def _parts(settings: SimulationConfig) -> dict[str, Any]:
+    """What of the model trains and where it starts, as far as it was asked for: fields of `FedAvgConfig`."""
+    asked = {"start": settings.start, "freeze": [*settings.freeze], "adapter": settings.adapter}
+    return {name: value for name, value in asked.items() if value}
