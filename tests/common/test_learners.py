@@ -435,6 +435,76 @@ def test_what_other_threads_build_does_not_reach_a_contribution() -> None:
     assert not same(learner.contribution(state, PEOPLE.history(0), stream(0, seed=1)), expected[0])
 
 
+class TestWarmStart:
+    def run(self, learner: FedAvg, rounds: int) -> State:
+        """After so many exact sums of everybody."""
+        state = learner.init(Streams(0))
+        for _ in range(rounds):
+            state = learner.apply(state, learner.partial_sum(state, PEOPLE, Clip(1.0), stream), 10.0)
+        return state
+
+    def test_its_first_rounds_are_those_of_co_occurrence_to_the_last_digit(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        alone = Cooccurrence(CATALOGUE, learner.config.cooccurrence)
+        state, own = learner.init(Streams(0)), alone.init(Streams(0))
+        for _ in range(2):
+            assert learner.shapes(state) == alone.shapes(own)
+            one = alone.contribution(own, PEOPLE.history(0), stream(0))
+            assert same(learner.contribution(state, PEOPLE.history(0), stream(0)), one)
+            np.testing.assert_array_equal(learner.scores(state, PEOPLE), alone.scores(own, PEOPLE))
+            total = alone.partial_sum(own, PEOPLE, Clip(1.0), stream)
+            assert same(learner.partial_sum(state, PEOPLE, Clip(1.0), stream), total)
+            state, own = learner.apply(state, total, 10.0), alone.apply(own, total, 10.0)
+        assert learner.shapes(state) == fedavg("mf").shapes(fedavg("mf").init(Streams(0)))
+
+    @pytest.mark.parametrize("name", ["mf", "transformer"])
+    def test_item_vectors_then_keep_the_angles_of_co_occurrence_and_the_length_of_random_ones(self, name: str) -> None:
+        warm = CooccurrenceConfig(head=N_ITEMS, window=3, dims=3, content=0.0)
+        config = FedAvgConfig(model=ModelConfig(name=name, dim=8), start="co-occurrence", cooccurrence=warm)
+        learner = FedAvg(CATALOGUE, config)
+        factors = Cooccurrence(CATALOGUE, warm)
+        own = factors.init(Streams(0))
+        for _ in range(2):
+            own = factors.apply(own, factors.partial_sum(own, PEOPLE, Clip(1.0), stream), 10.0)
+        released = own["vectors"]
+        found = self.run(learner, 2)["item.weight"][:N_ITEMS]
+        filled = found[:, : released.shape[1]]
+        scale = np.linalg.norm(filled, axis=1).mean() / np.linalg.norm(released, axis=1).mean()
+        np.testing.assert_allclose(filled @ filled.T, scale**2 * released @ released.T, atol=1e-4 * scale**2)
+        random = replace(config, start="random")
+        usual = FedAvg(CATALOGUE, random).init(Streams(0))["item.weight"][:N_ITEMS]
+        assert np.linalg.norm(filled, axis=1).mean() == pytest.approx(np.linalg.norm(usual, axis=1).mean(), rel=1e-4)
+        np.testing.assert_allclose(found[:, released.shape[1] :], 0.1 * usual[:, released.shape[1] :], atol=1e-6)
+
+    def test_content_alone_asks_nobody_and_puts_items_of_one_kind_together(self) -> None:
+        learner = fedavg("mf", start="content")
+        state = learner.init(Streams(0))
+        assert learner.shapes(state) == fedavg("mf").shapes(state)
+        vectors = state["item.weight"]
+        even, odd = vectors[8:18:2], vectors[9:18:2]
+        within = np.linalg.norm(even[:, None] - even, axis=2).mean()
+        assert np.linalg.norm(even.mean(0) - odd.mean(0)) > within
+        bare = FedAvg(Catalogue(ids=CATALOGUE.ids), FedAvgConfig(start="content"))
+        random = FedAvg(Catalogue(ids=CATALOGUE.ids), FedAvgConfig())
+        assert same(bare.init(Streams(0)), random.init(Streams(0)))  # nothing is known of these items
+
+    def test_a_sum_of_nothing_starts_from_random_weights_of_content(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        state = learner.init(Streams(0))
+        for _ in range(2):
+            zeros = {name: np.zeros(shape, np.float32) for name, shape in learner.shapes(state).items()}
+            state = learner.apply(state, zeros, 10.0)
+        assert same(state, fedavg("mf", start="content").init(Streams(0)))
+
+    def test_biases_rank_items_as_their_released_popularity_does(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        popularity = self.run(learner, 1)["popularity"]
+        biases = self.run(learner, 2)["bias.weight"][:, 0]
+        np.testing.assert_array_equal(np.argsort(popularity, kind="stable"), np.argsort(biases, kind="stable"))
+        assert np.exp(biases).mean() == pytest.approx(1.0, rel=1e-4)
+        assert np.exp(biases.max()) == pytest.approx((1 / popularity.mean() + 1) / 2, rel=1e-4)  # of the best known
+
+
 class TestServerStep:
     def step(self, step: ServerStep, totals: list[float], divisor: float) -> list[float]:
         """The bias of item 0 after each of these sums at every coordinate, from 0."""
@@ -450,6 +520,13 @@ class TestServerStep:
         found = self.step(ServerStep(optimizer="sgd", lr=0.5, decay=1.0), [8.0, 8.0, -4.0], divisor=4.0)
         np.testing.assert_allclose(found, [1.0, 1.5, 1.5 - 0.5 / 3], rtol=1e-6)
 
+    def test_momentum_adds_what_it_remembers_of_earlier_means(self) -> None:
+        found = self.step(ServerStep(optimizer="momentum", lr=0.5, momentum=0.8), [8.0, 8.0, -4.0], divisor=4.0)
+        first = 2.0
+        second = 0.8 * first + 2.0
+        third = 0.8 * second - 1.0
+        np.testing.assert_allclose(found, 0.5 * np.cumsum([first, second, third]), rtol=1e-6)
+
     def test_adam_moves_as_its_source_says(self) -> None:
         rule = ServerStep(lr=0.1, momentum=0.5, second=0.75, floor=0.01)
         found = self.step(rule, [8.0, 8.0, -4.0], divisor=4.0)
@@ -462,9 +539,12 @@ class TestServerStep:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert not np.allclose(found, self.step(rule, [8.0, 8.0, 4.0], divisor=4.0))
 
-    @pytest.mark.parametrize("fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}])
+    @pytest.mark.parametrize(
+        "fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}, {"momentum": 1.0}]
+    )
     def test_a_setting_out_of_range_is_refused(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(InvalidConfig, match="optimizer" if "optimizer" in fields else "lr"):
+        (name,) = fields
+        with pytest.raises(InvalidConfig, match="lr" if name == "decay" else name):
             ServerStep(**fields)
 
 

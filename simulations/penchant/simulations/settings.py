@@ -17,6 +17,7 @@ from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import cooccurrence
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
+from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
@@ -39,7 +40,7 @@ UNCHARGED = (
     "the number of users is public",
     "accuracy, curves and counts here are exact",
 )
-START_SHARE = 0.5
+START_SHARE = 0.9
 """Of μ², for co-occurrence's sums where FedAvg starts from them."""
 COUNT_SHARE = 0.02
 """Of μ², for the counts that steer a clip_quantile."""
@@ -67,7 +68,7 @@ class SimulationConfig:
         start: where item vectors of FedAvg rows start: "random", "content", or "co-occurrence", whose two sums are then
             the plan's first rounds.
         freeze: weights, or modules of weights, that FedAvg leaves as they start.
-        adapter: rank of a map that FedAvg trains in place of item tables.
+        adapter: rank of a map that FedAvg trains in place of item tables; 0 trains the tables.
         proximal: μ of FedProx in local training.
         nodes: Flower nodes that share the users.
         engine: "local", or "flower" for Flower's simulation engine on Ray.
@@ -126,7 +127,7 @@ class SimulationConfig:
                 raise InvalidConfig(f"{name} must be text, not {value!r}")
         if self.rating_scale is not None and len(self.rating_scale) != 2:
             raise InvalidConfig("rating_scale must be two numbers, the lowest and the highest")
-        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations", "adapter"):
+        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
@@ -138,9 +139,9 @@ class SimulationConfig:
             raise InvalidConfig(f"clip_quantile must be in (0, 1), not {self.clip_quantile:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
-        for name in ("seed", "k_core"):
+        for name in ("seed", "k_core", "adapter"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 0):
+            if value is not None and not (isinstance(value, int) and value >= 0):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 0, not {value}")
         self._check_mix()
 
@@ -335,7 +336,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     epsilon, delta = epsilon_and_delta(settings, n_users)
     private = row.unit == "user"
     warm = cooccurrence.split(1.0) if settings.start == "co-occurrence" else ()
-    updates = settings.rounds or (4 if private else 20)
+    updates = settings.rounds or (20 if not private else 2 if warm else 4)
     rounds = len(warm) + updates
     cohort = settings.cohort or (n_users if private or warm else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
@@ -344,7 +345,12 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
         if settings.cohort is not None:
             cap = math.ceil(rounds * settings.cohort / n_users)
         cohort = expected_cohort(n_users, cap, rounds)
-    clip = (settings.clip or 0.1) if private else math.inf
+    if private:
+        settings = _with_parts(settings, row.model)
+    trains = clips.part(settings.adapter or 0, settings.freeze)
+    clip = math.inf
+    if private:
+        clip = settings.clip or (0.1 if trains == "all" else clips.preset(row.model, trains, _lr(settings, row.model)))
 
     def plan(sigma: float) -> PrivacyPlan:
         spec = SumSpec(
@@ -368,12 +374,14 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
-    server = {"optimizer": "sgd", "lr": 200.0} if private else {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
+    server = {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
+    if private:  # a row of a table moves with the few who have the item, everything else with everybody
+        server = {"optimizer": "sgd", "lr": 1.0 if trains != "all" else 20.0 if warm else 200.0}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),
         "server": server,
-        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0 if private or warm else 0.2)),
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.5 if warm else 1.0 if private else 0.2)),
         **_parts(settings),
     }
     if warm:
@@ -426,12 +434,27 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
 
 
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
-    local: dict[str, Any] = {"epochs": settings.local_epochs or 1, "lr": settings.lr or _lr(model)}
+    local: dict[str, Any] = {"epochs": settings.local_epochs or 1, "lr": _lr(settings, model)}
     return local | ({"proximal": settings.proximal} if settings.proximal else {})
 
 
-def _lr(model: str) -> float:
-    return 0.5 if reads_history(model) else 0.05
+def _lr(settings: SimulationConfig, model: str) -> float:
+    return settings.lr or (0.5 if reads_history(model) else 0.05)
+
+
+def _with_parts(settings: SimulationConfig, model: str) -> SimulationConfig:
+    """What trains after a start from co-occurrence, unless it was said: few numbers, so that noise spares the start."""
+    if settings.start != "co-occurrence" or settings.freeze or settings.adapter is not None:
+        return settings
+    match model:
+        case "mf":
+            return replace(settings, adapter=4, freeze=("bias", "item.down"))
+        case "neumf":
+            return replace(settings, adapter=4)
+        case "transformer":  # whose untrained blocks let the latest item through
+            return replace(settings, freeze=("item", "position", "blocks"))
+        case _:
+            return replace(settings, freeze=("item",))
 
 
 def _parts(settings: SimulationConfig) -> dict[str, Any]:

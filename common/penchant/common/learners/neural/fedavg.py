@@ -232,9 +232,10 @@ class FedAvg(Learner):
         weights = self._whole(state)
         if self.model.linear is not None:
             vectors = weights[self.model.linear].cpu().numpy()
-            length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long vector buys no exposure
-            unit = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
-            return taste.scores(unit, _to_unit_range(state["bias.weight"][:, 0]), histories, self.config.taste)
+            if self.config.start != "co-occurrence":  # there a length tells how much is known of an item
+                length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long one buys no exposure
+                vectors = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+            return taste.scores(vectors, _to_unit_range(state["bias.weight"][:, 0]), histories, self.config.taste)
         if isinstance(self.model, SequenceModel):
             self._load(weights)
             sequences = pad((h.items for h in histories), self.model.max_length, len(self.catalogue))
