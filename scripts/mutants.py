@@ -297,7 +297,7 @@ MUTANTS = (
         "clip-after-averaging-cooccurrence",
         "people's pairs are counted unscaled and the sum is clipped",
         f"{_LEARNERS}/cooccurrence.py",
-        "            total[at] += clip({name: self._values(len(at))})[name]  # what is not zero has the vector's norm\n"
+        "            total[at] += clip({name: values})[name]  # what is not zero has the vector's norm\n"
         "        return {name: total}\n",
         "            total[at] += 1\n        return dict(clip({name: total}))\n",
         LEARNERS,
@@ -338,8 +338,8 @@ MUTANTS = (
         "user-vector-sent",
         "the person's own vector leaves the device, unclipped and unnoised by the server",
         _LOCAL,
-        "for name, value in stacked.items() if name not in model.private}",
-        "for name, value in stacked.items()}",
+        "for name, value in stacked.items() if name not in {*private, *fixed}}",
+        "for name, value in stacked.items() if name not in fixed}",
         f"{LOCAL}::TestBlock::test_the_persons_own_vector_is_not_sent",
     ),
     Mutant(
@@ -455,8 +455,8 @@ MUTANTS = (
         "weights-by-example-counts-cooccurrence",
         "a person's counts are weighted by the length of their history, after the clip",
         f"{_LEARNERS}/cooccurrence.py",
-        "total[at] += clip({name: self._values(len(at))})[name]",
-        "total[at] += clip({name: self._values(len(at))})[name] * len(history)",
+        "total[at] += clip({name: values})[name]",
+        "total[at] += clip({name: values})[name] * len(history)",
         LEARNERS,
     ),
     Mutant(
@@ -778,10 +778,10 @@ MUTANTS = (
     ),
     Mutant(
         "whole-mu-for-both-sums",
-        "each of the two co-occurrence sums gets the noise of the whole μ",
+        "each of the co-occurrence sums gets the noise of the whole μ",
         f"{_LEARNERS}/cooccurrence.py",
-        "counts, matrix = 1 / (mu * math.sqrt(counts_share)), 1 / (mu * math.sqrt(1 - counts_share))",
-        "counts, matrix = 1 / mu, 1 / mu",
+        "noise_multiplier=1 / (mu * math.sqrt(share))",
+        "noise_multiplier=1 / mu",
         COOCCURRENCE,
     ),
     Mutant(

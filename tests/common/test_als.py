@@ -265,7 +265,7 @@ class TestSweep:
 
     def test_a_matrix_of_noise_leaves_one_direction_to_start_from(self) -> None:
         made = learner()
-        state = {"popularity": np.ones(N_ITEMS, np.float32), "head": HEAD}
+        state = {"popularity": np.ones(N_ITEMS, np.float32), "head": HEAD, "floor": np.array(0.1, np.float32)}
         after = made.apply(state, {"matrix": np.zeros(K * (K + 1) // 2, np.float32)}, 6.0)
         np.testing.assert_array_equal(after["vectors"][HEAD], np.ones((K, 1)))
         assert made.shapes(after) == {"gram": (1,), "items": (K, 2)}

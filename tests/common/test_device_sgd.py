@@ -496,3 +496,41 @@ def test_a_sequence_model_is_refused_in_one_line_that_says_how_to_mend_it(name: 
     assert "\n" not in message
     assert all(word in message for word in (name, "interaction", "mf or neumf", "user"))
     assert FedAvg(catalogue, dataclasses.replace(config, device=None))
+
+
+class TestFrozen:
+    """A frozen weight is sent by nobody, gets no noise and takes no part of a sample's clip."""
+
+    def test_it_is_neither_sent_nor_noised_and_the_clip_is_spent_on_the_rest(self, sums: list[Float64]) -> None:
+        model, weights = loud("mf")
+        noise = dataclasses.replace(ONE_STEP, clip_norm=0.05, noise_multiplier=1.0)
+        device = DeviceSgd(model, noise, LOCAL, frozenset({"bias.weight"}))
+        drawn: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            add = Noise.add
+            patch.setattr(Noise, "add", lambda self, total, std: [drawn.append(total.size), add(self, total, std)][1])
+            update = device.train(weights, History.of([5]), np.random.default_rng(0))
+        assert update.keys() == {"item.weight"}
+        assert sum(drawn) == 4 + 4 * N_ITEMS  # the person's vector and the item vectors
+        (total,) = sums
+        assert len(total) == sum(drawn)
+        assert np.linalg.norm(total) == pytest.approx(0.05, rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"start": "co-occurrence"}, "start co-occurrence"),
+            ({"adapter": 2}, "adapter"),
+            ({"local": LocalTraining(proximal=0.5)}, "proximal"),
+        ],
+    )
+    def test_what_nobody_would_add_noise_to_is_refused(self, fields: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidConfig, match=f"{words}.*--unit user"):
+            FedAvgConfig(device=NOISE, **fields)
+
+    def test_no_state_makes_a_device_send_its_items_without_noise(self) -> None:
+        # A state without weights is what asks for co-occurrence's exact sums, where that is the start.
+        learner = FedAvg(Catalogue(ids=tuple(map(str, range(N_ITEMS)))), FedAvgConfig(device=NOISE))
+        for state in ({"popularity": np.zeros(N_ITEMS, np.float32)}, {}):
+            with pytest.raises(KeyError):
+                learner.contribution(state, History.of(HISTORY), np.random.default_rng(0))

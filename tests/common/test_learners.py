@@ -97,12 +97,15 @@ def als(catalogue: Catalogue = CATALOGUE) -> Learner:
 
 
 def fedavg(
-    name: str, catalogue: Catalogue = CATALOGUE, *, device: DeviceNoise | None = None, optimizer: Any = "adam"
-) -> Learner:
+    name: str, catalogue: Catalogue = CATALOGUE, *, optimizer: Any = "adam", proximal: float = 0.0, **fields: Any
+) -> FedAvg:
     model = ModelConfig(name=name, dim=4, hidden=8 if name != "mf" else None, max_length=6)
-    server = ServerStep(optimizer=optimizer)
-    return FedAvg(catalogue, FedAvgConfig(model=model, local=LOCAL, server=server, device=device))
+    local, server = replace(LOCAL, proximal=proximal), ServerStep(optimizer=optimizer)
+    warm = CooccurrenceConfig(head=12, window=3, dims=3, noise_stddev=0.05)
+    return FedAvg(catalogue, FedAvgConfig(model=model, local=local, server=server, cooccurrence=warm, **fields))
 
+
+WARM = partial(fedavg, "mf", start="co-occurrence")
 
 CASES = {
     "als counts": Case(als, draws=False),
@@ -117,6 +120,29 @@ CASES = {
     "fedavg neumf later": Case(partial(fedavg, "neumf"), n_applied=2),
     "fedavg mf with device noise": Case(partial(fedavg, "mf", device=DEVICE), noisy=True),
     "fedavg neumf with device noise": Case(partial(fedavg, "neumf", device=DEVICE), noisy=True),
+    "fedavg mf frozen with device noise": Case(
+        partial(fedavg, "mf", device=DEVICE, freeze=("bias.weight",)), noisy=True
+    ),
+    "fedavg mf later, momentum": Case(partial(fedavg, "mf", optimizer="momentum"), n_applied=2),
+    "fedavg mf proximal": Case(partial(fedavg, "mf", proximal=2.0), n_applied=1),
+    "fedavg gru proximal": Case(partial(fedavg, "gru", proximal=2.0), keeps_scores=True),
+    "fedavg mf frozen": Case(partial(fedavg, "mf", freeze=("bias",))),
+    "fedavg transformer frozen": Case(partial(fedavg, "transformer", freeze=("item", "position")), keeps_scores=True),
+    **{
+        f"fedavg {name} adapter": Case(
+            partial(fedavg, name, adapter=2, optimizer="sgd"), keeps_scores=reads_history(name), n_applied=1
+        )
+        for name in MODELS
+    },
+    "fedavg mf adapter at first, half frozen": Case(partial(fedavg, "mf", adapter=4, freeze=("item.down",))),
+    "fedavg gru from content": Case(partial(fedavg, "gru", start="content"), keeps_scores=True),
+    "fedavg mf warm, counts": Case(WARM, draws=False),
+    "fedavg mf warm, matrix": Case(WARM, draws=False, n_applied=1),
+    "fedavg mf warm, first update": Case(WARM, n_applied=2),
+    "fedavg mf warm, later": Case(WARM, n_applied=4),
+    "fedavg transformer warm, adapter": Case(
+        partial(fedavg, "transformer", start="co-occurrence", adapter=2), n_applied=3, keeps_scores=True
+    ),
 }
 
 
@@ -156,6 +182,11 @@ def stream(user: int, seed: int = 0) -> np.random.Generator:
 
 def same(a: Arrays, b: Arrays, atol: float = 0.0) -> bool:
     return a.keys() == b.keys() and all(np.allclose(a[key], b[key], rtol=0, atol=atol) for key in a)
+
+
+def warms_up(learner: Learner, n_applied: int = 0) -> bool:
+    """Whether after so many sums its state is still one of co-occurrence."""
+    return isinstance(learner, FedAvg) and learner.config.start == "co-occurrence" and n_applied < 2
 
 
 def clipped_sum(contributions: list[Arrays], bound: float) -> dict[str, Float64]:
@@ -257,7 +288,9 @@ class TestEveryLearner:
         assert same(case.make().init(Streams(3)), state)
         assert all(np.isfinite(values).all() for values in state.values())
         assert same(other, state) == isinstance(learner, Cooccurrence | Als)  # which start from nothing
-        assert learner.released(state).keys() == state.keys()
+        memory = {name for name in state if name.startswith("server/")}
+        assert learner.released(state).keys() == state.keys() - memory
+        assert bool(memory) == warms_up(learner)  # weights to come; nothing else is kept back
 
     def test_a_sum_that_is_applied_gives_the_next_state(self, case: Case) -> None:
         at = ready(case)
@@ -266,12 +299,16 @@ class TestEveryLearner:
         once = at.learner.apply(at.state, total, 5.0)
         assert same(before, at.state)
         assert all(np.isfinite(values).all() for values in once.values())
-        assert at.learner.released(once).keys() >= at.learner.released(at.state).keys()
-        for name, values in at.learner.released(at.state).items():
+        ends_start = warms_up(at.learner, case.n_applied) and not warms_up(at.learner, case.n_applied + 1)
+        assert (at.learner.released(once).keys() >= at.learner.released(at.state).keys()) != ends_start
+        for name in at.learner.released(at.state).keys() & once.keys():
+            values = at.state[name]
             assert once[name].dtype == values.dtype
             assert once[name].shape[:1] == values.shape[:1]
         twice = at.learner.apply(once, some_sum(at.learner, once, 6), 5.0)
-        assert at.learner.shapes(at.learner.apply(twice, total, 5.0)).keys() == at.learner.shapes(once).keys()
+        later = at.learner.apply(twice, some_sum(at.learner, twice, 7), 5.0)
+        last = at.learner.apply(later, some_sum(at.learner, later, 8), 5.0)
+        assert at.learner.shapes(last).keys() == at.learner.shapes(later).keys()
         assert np.isfinite(at.learner.scores(twice, PEOPLE)).all()
         other = at.learner.apply(at.state, {name: -values for name, values in total.items()}, 5.0)
         assert not same(at.learner.released(other), at.learner.released(once))
@@ -290,9 +327,12 @@ class TestEveryLearner:
         state = at.learner.apply(at.state, some_sum(at.learner, at.state, 5), 5.0)
         released = at.learner.released(state)
         assert not any(name.startswith("server/") for name in released)
+        just_started = warms_up(at.learner, case.n_applied) and case.n_applied == 1
         is_fedavg = isinstance(at.learner, FedAvg)
-        assert any(name.startswith("server/") for name in state) == is_fedavg  # there was something to leave out
-        if is_fedavg:
+        assert any(name.startswith("server/") for name in state) == (
+            is_fedavg and not just_started
+        )  # something to leave
+        if is_fedavg and not warms_up(at.learner):
             assert released.keys() == at.learner.init(Streams(0)).keys()
         np.testing.assert_array_equal(at.learner.scores(released, PEOPLE), at.learner.scores(state, PEOPLE))
 
@@ -304,7 +344,7 @@ class TestEveryLearner:
         np.testing.assert_array_equal(device.scores(read, PEOPLE), scores)
         assert same(device.contribution(read, PEOPLE.history(0), stream(0)), at.contributions[0])
         other = case.state(device, seed=1)
-        if not isinstance(device, Cooccurrence | Als):
+        if not isinstance(device, Cooccurrence | Als) and not warms_up(device, case.n_applied):
             assert not np.array_equal(device.scores(other, PEOPLE), scores)
 
     def test_scores_are_finite_and_equal_for_equal_histories(self, case: Case) -> None:
@@ -351,7 +391,8 @@ class TestEveryLearner:
         adopted = grown.adopt(state, CATALOGUE)
         shapes = {name: np.shape(values) for name, values in adopted.items()}
         twice = grown.apply(adopted, some_sum(grown, adopted, 6), 5.0)
-        assert {name: np.shape(values) for name, values in twice.items()}.keys() >= shapes.keys()
+        if not warms_up(grown, case.n_applied + 1):  # whose vectors become weights of the model
+            assert {name: np.shape(values) for name, values in twice.items()}.keys() >= shapes.keys()
         moved = Interactions.of([[i + 1 for i in h] for h in HISTORIES], N_ITEMS + 2)
         before, after = at.learner.scores(state, PEOPLE), grown.scores(adopted, moved)
         assert np.isfinite(after).all()
@@ -405,6 +446,76 @@ def test_what_other_threads_build_does_not_reach_a_contribution() -> None:
     assert not same(learner.contribution(state, PEOPLE.history(0), stream(0, seed=1)), expected[0])
 
 
+class TestWarmStart:
+    def run(self, learner: FedAvg, rounds: int) -> State:
+        """After so many exact sums of everybody."""
+        state = learner.init(Streams(0))
+        for _ in range(rounds):
+            state = learner.apply(state, learner.partial_sum(state, PEOPLE, Clip(1.0), stream), 10.0)
+        return state
+
+    def test_its_first_rounds_are_those_of_co_occurrence_to_the_last_digit(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        alone = Cooccurrence(CATALOGUE, learner.config.cooccurrence)
+        state, own = learner.init(Streams(0)), alone.init(Streams(0))
+        for _ in range(2):
+            assert learner.shapes(state) == alone.shapes(own)
+            one = alone.contribution(own, PEOPLE.history(0), stream(0))
+            assert same(learner.contribution(state, PEOPLE.history(0), stream(0)), one)
+            np.testing.assert_array_equal(learner.scores(state, PEOPLE), alone.scores(own, PEOPLE))
+            total = alone.partial_sum(own, PEOPLE, Clip(1.0), stream)
+            assert same(learner.partial_sum(state, PEOPLE, Clip(1.0), stream), total)
+            state, own = learner.apply(state, total, 10.0), alone.apply(own, total, 10.0)
+        assert learner.shapes(state) == fedavg("mf").shapes(fedavg("mf").init(Streams(0)))
+
+    @pytest.mark.parametrize("name", ["mf", "transformer"])
+    def test_item_vectors_then_keep_the_angles_of_co_occurrence_and_the_length_of_random_ones(self, name: str) -> None:
+        warm = CooccurrenceConfig(head=N_ITEMS, window=3, dims=3, content=0.0)
+        config = FedAvgConfig(model=ModelConfig(name=name, dim=8), start="co-occurrence", cooccurrence=warm)
+        learner = FedAvg(CATALOGUE, config)
+        factors = Cooccurrence(CATALOGUE, warm)
+        own = factors.init(Streams(0))
+        for _ in range(2):
+            own = factors.apply(own, factors.partial_sum(own, PEOPLE, Clip(1.0), stream), 10.0)
+        released = own["vectors"]
+        found = self.run(learner, 2)["item.weight"][:N_ITEMS]
+        filled = found[:, : released.shape[1]]
+        scale = np.linalg.norm(filled, axis=1).mean() / np.linalg.norm(released, axis=1).mean()
+        np.testing.assert_allclose(filled @ filled.T, scale**2 * released @ released.T, atol=1e-4 * scale**2)
+        random = replace(config, start="random")
+        usual = FedAvg(CATALOGUE, random).init(Streams(0))["item.weight"][:N_ITEMS]
+        assert np.linalg.norm(filled, axis=1).mean() == pytest.approx(np.linalg.norm(usual, axis=1).mean(), rel=1e-4)
+        np.testing.assert_allclose(found[:, released.shape[1] :], 0.1 * usual[:, released.shape[1] :], atol=1e-6)
+
+    def test_content_alone_asks_nobody_and_puts_items_of_one_kind_together(self) -> None:
+        learner = fedavg("mf", start="content")
+        state = learner.init(Streams(0))
+        assert learner.shapes(state) == fedavg("mf").shapes(state)
+        vectors = state["item.weight"]
+        even, odd = vectors[8:18:2], vectors[9:18:2]
+        within = np.linalg.norm(even[:, None] - even, axis=2).mean()
+        assert np.linalg.norm(even.mean(0) - odd.mean(0)) > within
+        bare = FedAvg(Catalogue(ids=CATALOGUE.ids), FedAvgConfig(start="content"))
+        random = FedAvg(Catalogue(ids=CATALOGUE.ids), FedAvgConfig())
+        assert same(bare.init(Streams(0)), random.init(Streams(0)))  # nothing is known of these items
+
+    def test_a_sum_of_nothing_starts_from_random_weights_of_content(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        state = learner.init(Streams(0))
+        for _ in range(2):
+            zeros = {name: np.zeros(shape, np.float32) for name, shape in learner.shapes(state).items()}
+            state = learner.apply(state, zeros, 10.0)
+        assert same(state, fedavg("mf", start="content").init(Streams(0)))
+
+    def test_biases_rank_items_as_their_released_popularity_does(self) -> None:
+        learner = fedavg("mf", start="co-occurrence")
+        popularity = self.run(learner, 1)["popularity"]
+        biases = self.run(learner, 2)["bias.weight"][:, 0]
+        np.testing.assert_array_equal(np.argsort(popularity, kind="stable"), np.argsort(biases, kind="stable"))
+        assert np.exp(biases).mean() == pytest.approx(1.0, rel=1e-4)
+        assert np.exp(biases.max()) == pytest.approx((1 / popularity.mean() + 1) / 2, rel=1e-4)  # of the best known
+
+
 class TestServerStep:
     def step(self, step: ServerStep, totals: list[float], divisor: float) -> list[float]:
         """The bias of item 0 after each of these sums at every coordinate, from 0."""
@@ -420,6 +531,13 @@ class TestServerStep:
         found = self.step(ServerStep(optimizer="sgd", lr=0.5, decay=1.0), [8.0, 8.0, -4.0], divisor=4.0)
         np.testing.assert_allclose(found, [1.0, 1.5, 1.5 - 0.5 / 3], rtol=1e-6)
 
+    def test_momentum_adds_what_it_remembers_of_earlier_means(self) -> None:
+        found = self.step(ServerStep(optimizer="momentum", lr=0.5, momentum=0.8), [8.0, 8.0, -4.0], divisor=4.0)
+        first = 2.0
+        second = 0.8 * first + 2.0
+        third = 0.8 * second - 1.0
+        np.testing.assert_allclose(found, 0.5 * np.cumsum([first, second, third]), rtol=1e-6)
+
     def test_adam_moves_as_its_source_says(self) -> None:
         rule = ServerStep(lr=0.1, momentum=0.5, second=0.75, floor=0.01)
         found = self.step(rule, [8.0, 8.0, -4.0], divisor=4.0)
@@ -432,9 +550,12 @@ class TestServerStep:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         assert not np.allclose(found, self.step(rule, [8.0, 8.0, 4.0], divisor=4.0))
 
-    @pytest.mark.parametrize("fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}])
+    @pytest.mark.parametrize(
+        "fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}, {"momentum": 1.0}]
+    )
     def test_a_setting_out_of_range_is_refused(self, fields: dict[str, Any]) -> None:
-        with pytest.raises(InvalidConfig, match="optimizer" if "optimizer" in fields else "lr"):
+        (name,) = fields
+        with pytest.raises(InvalidConfig, match="lr" if name == "decay" else name):
             ServerStep(**fields)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,20 +12,22 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from penchant.common.arrays import Float32, Int32
+from penchant.common.arrays import Arrays, Float32, Int32
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
-from penchant.common.interactions import Interactions
-from penchant.common.learners.neural import local
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners.neural import adapters, local
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
 from penchant.common.learners.neural.local import LocalTraining, Update, fitted_scores, updates
 from penchant.common.learners.neural.models import InterestModel, ModelConfig, build, group_loss
 from penchant.common.negatives import negatives
-from penchant.common.privacy.sums import Clip
+from penchant.common.privacy.sums import Clip, norm
+from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
 
 N_ITEMS = 30
 LOCAL = LocalTraining(epochs=2, batch=3, lr=0.3, negatives=3, fold_in_steps=4, fold_in_lr=1.0)
+PROXIMAL = LocalTraining(**{**vars(LOCAL), "proximal": 1.5})
 HISTORIES = [np.array(h, np.int32) for h in ([4, 9, 2, 17, 9], [8], [1, 2, 3, 4, 5, 6, 7, 8], [], [29, 0, 29], [3, 12])]
 BOTH = pytest.mark.parametrize("name", ["mf", "neumf"])
 
@@ -77,6 +81,9 @@ def reference(name: str, history: Int32, config: LocalTraining, random: np.rando
     def loss(some: Tensor) -> Tensor:
         return torch.stack([group_loss(model(group[None, :0], group[None]))[0] for group in some])
 
+    def far() -> Tensor:
+        return sum(((p - weights[k]) ** 2).sum() for k, p in parameters.items() if k not in model.private)  # type: ignore[return-value]  # not empty
+
     def step(lr: float, chosen: list[torch.nn.Parameter], value: Tensor) -> None:
         slopes = grad(value, chosen)
         with torch.no_grad():
@@ -93,20 +100,21 @@ def reference(name: str, history: Int32, config: LocalTraining, random: np.rando
         for _ in range(config.fold_in_steps):
             step(config.fold_in_lr, private, loss(groups[: len(history)]).mean())
     for batch in torch.split(groups, config.batch):
-        step(config.lr, list(parameters.values()), loss(batch).sum())
+        step(config.lr, list(parameters.values()), loss(batch).sum() + config.proximal / 2 * far())
     return {k: (p.detach() - weights[k]).numpy() for k, p in parameters.items() if k not in model.private}
 
 
 @BOTH
 class TestBlock:
-    def test_equals_plain_pytorch_on_whole_tables(self, name: str) -> None:
-        found = trained(name)
+    @pytest.mark.parametrize("config", [LOCAL, PROXIMAL], ids=["plain", "proximal"])
+    def test_equals_plain_pytorch_on_whole_tables(self, name: str, config: LocalTraining) -> None:
+        found = trained(name, config)
         for user, history in enumerate(HISTORIES):
             if not len(history):
                 assert user not in found
                 continue
             update = dense(name, found[user])
-            expected = reference(name, history, LOCAL, np.random.default_rng(100 + user))
+            expected = reference(name, history, config, np.random.default_rng(100 + user))
             assert update.keys() == expected.keys()
             for key, values in expected.items():
                 np.testing.assert_allclose(update[key], values, atol=1e-5)
@@ -118,6 +126,7 @@ class TestBlock:
             LocalTraining(**{**vars(LOCAL), "lr": 0.31}),
             LocalTraining(**{**vars(LOCAL), "batch": 4}),
             LocalTraining(**{**vars(LOCAL), "epochs": 1}),
+            PROXIMAL,
         ],
     )
     def test_another_setting_is_seen_by_that_comparison(self, name: str, other: LocalTraining) -> None:
@@ -171,6 +180,128 @@ class TestBlock:
         assert np.isfinite(scores).all()
         np.testing.assert_array_equal(scores[0], scores[2])
         assert not np.array_equal(scores[1], scores[2])
+
+
+@pytest.mark.parametrize("name", ["mf", "neumf", "gru"])
+class TestParts:
+    """What trains beside what is frozen, on the two paths of local training."""
+
+    def learner(self, name: str, **fields: Any) -> tuple[FedAvg, dict[str, Float32]]:
+        config = FedAvgConfig(model=ModelConfig(name=name, dim=4), local=LOCAL, **fields)
+        learner = FedAvg(Catalogue(ids=tuple(str(i) for i in range(N_ITEMS))), config)
+        return learner, loud_state(learner)
+
+    def update(self, name: str, **fields: Any) -> tuple[FedAvg, dict[str, Float32], Arrays]:
+        learner, state = self.learner(name, **fields)
+        return learner, state, learner.contribution(state, History.of(HISTORIES[0].tolist()), np.random.default_rng(3))
+
+    def test_a_frozen_weight_is_in_no_contribution_and_no_round_moves_it(self, name: str) -> None:
+        held = {"mf": "bias.weight", "neumf": "first", "gru": "cell"}[name]
+        _, _, whole = self.update(name)
+        learner, state, part = self.update(name, freeze=(held,))
+        frozen = {key for key in whole if key.startswith(held)}
+        assert frozen
+        assert part.keys() == learner.shapes(state).keys() == whole.keys() - frozen
+        total = learner.partial_sum(state, Interactions.of([HISTORIES[0]], N_ITEMS), Clip(0.01), lambda _: rng())
+        assert total.keys() == part.keys()
+        after = learner.apply(state, {key: np.ones_like(v, np.float32) for key, v in total.items()}, 1.0)
+        assert all(np.array_equal(after[key], state[key]) for key in frozen)
+        assert not any(np.array_equal(after[key], state[key]) for key in part)
+        assert not any(key.endswith(tuple(frozen)) for key in after.keys() - state.keys())  # nor remembers anything
+
+    def test_a_clip_is_spent_on_what_trains(self, name: str) -> None:
+        table = {"mf": "item", "neumf": "item_product", "gru": "item"}[name]
+        learner, state, _ = self.update(name, freeze=(table,))
+        one = Interactions.of([HISTORIES[0]], N_ITEMS)
+        found = learner.partial_sum(state, one, Clip(0.01), lambda _: rng())
+        assert norm(found) == pytest.approx(0.01, rel=1e-4)
+
+    def test_an_adapter_is_trained_by_the_chain_rule_of_its_table(self, name: str) -> None:
+        # One small step: dA = V₀ᵀ G Bᵀ and dB = (V₀ A)ᵀ G, with G what moves the table where it trains itself.
+        # the differences are float32's last digits of the weights.
+        small = LocalTraining(**{**vars(LOCAL), "epochs": 1, "batch": 99, "lr": 1e-2, "fold_in_steps": 0})
+        learner, state = self.learner(name, adapter=2)
+        plain, _ = self.learner(name)
+        for one in (learner, plain):
+            object.__setattr__(one.config, "local", small)
+            for part in one.model.modules():
+                if isinstance(part, torch.nn.Dropout):
+                    part.p = 0.0
+        full = {n: v.numpy() for n, v in learner._whole(state).items()}
+        history = History.of(HISTORIES[0].tolist())
+        found = learner.contribution(state, history, rng())
+        moved = plain.contribution(full, history, rng())
+        for table in adapters.tables(learner.model):
+            module = table.removesuffix(".weight")
+            v0, a, b = state[table], state[f"{module}.down"], state[f"{module}.up"]
+            g = moved[table]
+            for part, expected in (("down", v0.T @ g @ b.T), ("up", (v0 @ a).T @ g)):
+                size = np.abs(expected).max()
+                assert size > 1e-5
+                np.testing.assert_allclose(found[f"{module}.{part}"], expected, atol=1e-2 * size)
+            assert table not in found
+        for key in found.keys() & moved.keys():
+            np.testing.assert_allclose(found[key], moved[key], atol=1e-5)
+
+    def test_an_adapter_changes_nothing_at_first_and_sends_few_numbers(self, name: str) -> None:
+        with_one, plain = self.learner(name, adapter=1)[0], self.learner(name)[0]
+        state, other = with_one.init(Streams(5)), plain.init(Streams(5))
+        people = Interactions.of(HISTORIES, N_ITEMS)
+        np.testing.assert_array_equal(with_one.scores(state, people), plain.scores(other, people))
+        tables = adapters.tables(with_one.model)
+        size = {key: math.prod(shape) for key, shape in with_one.shapes(state).items()}
+        assert sum(size[key] for key in size if key.endswith((".up", ".down"))) == 2 * 4 * len(tables)
+        assert not size.keys() & set(tables)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"adapter": 5}, "at most the size of an item vector, 4"),
+            ({"adapter": -1}, "adapter must be a whole number"),
+            ({"freeze": ("itme",)}, "no weights 'itme'.*item"),
+            ({"freeze": ("item.up",)}, "no weights 'item.up'"),  # which only an adapter has
+            ({"start": "contents"}, "did you mean 'content'"),
+        ],
+    )
+    def test_what_the_model_does_not_have_is_refused(self, name: str, fields: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidConfig, match=words):
+            self.learner(name, **fields)
+
+    def test_a_freeze_that_leaves_nothing_or_holds_a_person_is_refused(self, name: str) -> None:
+        learner, state = self.learner(name)
+        everything = tuple(learner.shapes(state))
+        with pytest.raises(InvalidConfig, match="nothing to train"):
+            self.learner(name, freeze=everything)
+        for own in learner.model.private:
+            with pytest.raises(InvalidConfig, match="a person's own"):
+                self.learner(name, freeze=(own,))
+
+
+def test_a_sequence_model_is_pulled_back_to_what_it_received() -> None:
+    # From the second step on: w₂ − w₀ = (1 − lr μ)(w₁ − w₀) − lr ∇, against the same without μ.
+    def steps(epochs: int, proximal: float) -> Arrays:
+        local = LocalTraining(lr=0.5, epochs=epochs, proximal=proximal)
+        config = FedAvgConfig(model=ModelConfig(name="gru", dim=4, dropout=0.0), local=local)
+        learner = FedAvg(Catalogue(ids=tuple(str(i) for i in range(N_ITEMS))), config)
+        return learner.contribution(loud_state(learner), History.of(HISTORIES[2].tolist()), rng())
+
+    first, free, pulled = steps(1, 0.0), steps(2, 0.0), steps(2, 0.8)
+    for key in first:
+        np.testing.assert_allclose(steps(1, 0.8)[key], first[key], atol=1e-7)
+        np.testing.assert_allclose(pulled[key], free[key] - 0.5 * 0.8 * first[key], atol=1e-6)
+    assert max(np.abs(pulled[key] - free[key]).max() for key in first) > 1e-3
+
+
+def loud_state(learner: FedAvg) -> dict[str, Float32]:
+    random = np.random.default_rng(8)
+    return {
+        key: (0.5 * random.standard_normal(v.shape)).astype(np.float32)
+        for key, v in sorted(learner.init(Streams(0)).items())
+    }
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
 
 
 def test_negatives_avoid_the_persons_own_items(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +383,10 @@ class TestFittedScores:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("batch", 0), ("negatives", 0), ("lr", 0), ("lr", np.nan), ("fold_in_lr", np.inf)],
+    [
+        *(("epochs", 0), ("batch", 0), ("negatives", 0), ("lr", 0), ("lr", np.nan), ("fold_in_lr", np.inf)),
+        *(("proximal", -1.0), ("proximal", np.nan), ("proximal", 1 / LOCAL.lr)),
+    ],
 )
 def test_a_setting_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidConfig, match=field):

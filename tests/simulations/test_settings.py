@@ -105,6 +105,22 @@ def named(found: list[Row]) -> list[str]:
         *(({name: 2.5}, f"{name} must be a whole number ≥ 1") for name in ("local_epochs", "max_participations")),
         *(({name: -1}, f"{name} must be a whole number ≥ 0, not -1") for name in ("seed", "k_core")),
         *(({name: bad}, f"{name} must be positive") for name in ("lr", "clip") for bad in (0.0, math.nan, math.inf)),
+        # what trains and where it starts
+        ({"start": "coocurrence"}, "unknown start 'coocurrence'; did you mean 'co-occurrence'?"),
+        ({"start": "co-occurrence", "unit": "interaction"}, "unit interaction has no start co-occurrence"),
+        ({"start": "co-occurrence", "cohort": 5}, "needs everybody in every round: drop --cohort"),
+        ({"start": "co-occurrence", "sampling": "poisson"}, "drop --sampling"),
+        ({"start": "co-occurrence", "max_participations": 2}, "drop --max-participations"),
+        ({"learner": "cooccurrence", "start": "content"}, "learner cooccurrence has no start: drop --start"),
+        ({"learner": "cooccurrence", "freeze": ("item",)}, "learner cooccurrence has no freeze"),
+        ({"freeze": ("itm",)}, "mf has no weights 'itm'; did you mean 'item'?"),
+        ({"freeze": ("blocks.9",), "model": "transformer"}, "did you mean 'blocks.1'?"),
+        ({"freeze": ("user",)}, "user.weight is a person's own"),
+        ({"freeze": ("item", "bias")}, "nothing to train"),
+        ({"adapter": 33}, "adapter must be at most the size of an item vector, 32, not 33"),
+        ({"adapter": 4, "unit": "interaction"}, "unit interaction has no adapter"),
+        ({"proximal": 40.0}, "proximal must be ≥ 0 and below 1/lr = 20"),
+        ({"proximal": 1.0, "unit": "interaction"}, "unit interaction has no proximal"),
         ({"data": 3}, "data must be text, not 3"),
         ({"split": 3}, "split must be text"),
         ({"rating_scale": (1.0,)}, "rating_scale must be two numbers"),
@@ -129,6 +145,12 @@ def test_an_impossible_mix_is_refused_in_one_line_that_says_what_to_do(given: di
         {"unit": "none", "rounds": 3, "cohort": 3, "lr": 0.1},
         {"learner": "cooccurrence", "unit": "none"},
         {"max_participations": 2},
+        {"start": "co-occurrence", "sampling": "none", "model": "gru"},
+        {"start": "content", "sampling": "poisson", "cohort": 3},
+        {"freeze": ("blocks", "norm.bias"), "model": "transformer"},
+        {"freeze": ("item",), "unit": "interaction"},
+        {"adapter": 32, "freeze": ("item.down",)},
+        {"proximal": 1.0},
     ],
 )
 def test_a_mix_that_differs_by_little_is_fine(given: dict[str, Any]) -> None:
@@ -244,8 +266,10 @@ def test_a_private_row_spends_all_of_the_budget_asked_for_and_never_more(
 
 
 def noise(made: Federated) -> float:
-    """σ of the sum that the row's accuracy hangs on."""
-    return made.plan.device.noise_multiplier if made.plan.device else made.plan.sums[-1].noise_multiplier
+    """σ of the device, or of all of the server's sums together."""
+    if made.plan.device:
+        return made.plan.device.noise_multiplier
+    return 1 / math.sqrt(sum(spec.noise_multiplier**-2 for spec in made.plan.sums))
 
 
 @pytest.mark.parametrize("row", PRIVATE, ids=lambda r: r.name)
@@ -296,16 +320,98 @@ def test_without_a_unit_a_plan_has_no_noise_and_no_epsilon(row: Row) -> None:
     assert noise(federated(replace(row, unit="user"), SimulationConfig(), 50)) > 0
 
 
-def test_the_two_sums_of_cooccurrence_share_one_budget_a_tenth_for_the_counts() -> None:
+def test_the_sums_of_cooccurrence_share_one_budget_a_fifth_for_the_counts() -> None:
     made = federated(COOCCURRENCE, SimulationConfig(**BUDGET), 610)
     counts, matrix = made.plan.sums
     mu = gaussian.mu_of(3.0, 1e-5)
     assert (counts.name, counts.rounds, matrix.name, matrix.rounds) == ("counts", 1, "matrix", 1)
     assert counts.clip_norm == matrix.clip_norm == 1.0
-    assert counts.noise_multiplier**-2 == pytest.approx(0.1 * mu**2)
-    assert matrix.noise_multiplier**-2 == pytest.approx(0.9 * mu**2)
+    assert counts.noise_multiplier**-2 == pytest.approx(0.2 * mu**2)
+    assert matrix.noise_multiplier**-2 == pytest.approx(0.8 * mu**2)
     assert made.plan.max_participations == made.plan.rounds == 2
     assert made.settings["noise_stddev"] == matrix.noise_multiplier  # else it shrinks by a wrong edge
+    assert made.settings["counts_stddev"] == counts.noise_multiplier
+    larger = federated(COOCCURRENCE, SimulationConfig(**BUDGET), 61_000)
+    assert [spec.name for spec in larger.plan.sums] == ["counts", "matrix", "transitions"]
+    assert sum(spec.noise_multiplier**-2 for spec in larger.plan.sums) == pytest.approx(mu**2)
+    assert larger.plan.max_participations == 3
+    assert larger.settings["transitions"]["noise_stddev"] == larger.plan.sums[2].noise_multiplier
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    model=st.sampled_from(("mf", "transformer", "cnn-lstm")),
+    epsilon=st.floats(0.05, 30.0),
+    rounds=st.none() | st.integers(1, 40),
+    quantile=st.none() | st.just(0.5),
+)
+@example(model="mf", epsilon=8.0, rounds=None, quantile=None)
+@example(model="mf", epsilon=8.0, rounds=1, quantile=0.5)
+def test_a_warm_start_carries_its_charge(
+    model: str, epsilon: float, rounds: int | None, quantile: float | None
+) -> None:
+    asked = SimulationConfig(
+        model=model, start="co-occurrence", epsilon=epsilon, delta=1e-5, rounds=rounds, clip_quantile=quantile
+    )
+    made = federated(replace(USER_DP, model=model), asked, 610)
+    plan = made.plan
+    counts, matrix, update = plan.sums
+    assert (counts.name, matrix.name, update.name) == ("counts", "matrix", "update")
+    assert (counts.rounds, matrix.rounds, update.rounds) == (1, 1, rounds or 2)
+    # Gaussians of one person add up in μ²: of all sums, not of the updates alone.
+    warm = counts.noise_multiplier**-2 + matrix.noise_multiplier**-2
+    later = update.rounds * update.charged_multiplier**-2
+    promise = plan.guarantee()
+    assert promise is not None
+    assert promise.epsilon == pytest.approx(gaussian.epsilon_of(math.sqrt(warm + later), 1e-5), rel=1e-6)
+    assert 0.98 * epsilon < promise.epsilon <= epsilon
+    assert gaussian.epsilon_of(math.sqrt(later), 1e-5) < 0.6 * epsilon  # which is what it would be uncharged
+    assert warm == pytest.approx(0.9 * (warm + later))
+    assert plan.max_participations == plan.rounds == update.rounds + 2  # everybody is in all of them
+    assert plan.cohort == 610
+    assert made.settings["cooccurrence"]["noise_stddev"] == matrix.noise_multiplier
+    assert registry.build("fedavg", made.settings, Catalogue(ids=("a", "b"))).init(Streams(0)).keys() == {
+        "popularity",
+        "server/weights",
+    }
+
+
+def test_a_warm_start_without_a_unit_has_no_noise_and_asks_everybody() -> None:
+    made = federated(FEDAVG, SimulationConfig(start="co-occurrence", unit="none", rounds=3), 610)
+    assert [(s.name, s.noise_multiplier, s.rounds) for s in made.plan.sums] == [
+        ("counts", 0.0, 1),
+        ("matrix", 0.0, 1),
+        ("update", 0.0, 3),
+    ]
+    assert made.plan.cohort == 610
+    assert made.plan.guarantee() is None
+
+
+def test_what_trains_after_a_private_warm_start_is_little_unless_it_was_said() -> None:
+    def made(unit: Row, **given: Any) -> dict[str, Any]:
+        model = given.get("model", "mf")
+        return dict(federated(replace(unit, model=model), SimulationConfig(**given), 610).settings)
+
+    warm: dict[str, Any] = {"start": "co-occurrence"}
+    few = made(USER_DP, **warm)
+    assert (few["adapter"], few["freeze"]) == (4, ["bias", "item.down"])
+    assert made(USER_DP, **warm, model="transformer")["freeze"] == ["item", "position", "blocks"]
+    assert "freeze" not in made(USER_DP, **warm, adapter=2)
+    assert made(USER_DP, **warm, freeze=("bias",))["freeze"] == ["bias"]
+    for everything in (made(FEDAVG, **warm), made(USER_DP), made(USER_DP, **warm, adapter=0)):
+        assert not everything.keys() & {"adapter", "freeze"}
+
+
+def test_a_clip_follows_what_trains_and_the_step_size_unless_it_was_said() -> None:
+    def clip(**given: Any) -> float:
+        made = federated(replace(USER_DP, model=given.get("model", "mf")), SimulationConfig(**given), 610)
+        return made.plan.sums[-1].clip_norm
+
+    assert clip() == clip(model="gru") == 0.1
+    assert clip(start="co-occurrence") == 0.6  # 12.3 · 0.05, to one digit
+    assert clip(start="co-occurrence", lr=0.5) == 6.0
+    assert clip(model="transformer", freeze=("item",)) == 6.0  # 11.6 · 0.5
+    assert clip(start="co-occurrence", clip=0.3) == 0.3
 
 
 def test_the_head_of_cooccurrence_grows_with_people_and_budget_within_bounds() -> None:
@@ -383,7 +489,9 @@ def test_a_delta_that_allows_to_publish_somebody_is_refused_with_one_that_does_n
 
 
 def test_settings_come_back_from_a_file() -> None:
-    asked = SimulationConfig(rating_scale=(1.0, 5.0), model="mf", epsilon=3.0, delta=1e-5, lr=0.1, skip_bad_rows=True)
+    asked = SimulationConfig(
+        rating_scale=(1.0, 5.0), model="mf", epsilon=3.0, delta=1e-5, lr=0.1, skip_bad_rows=True, freeze=("item",)
+    )
     assert config.decode(SimulationConfig, json.loads(json.dumps(config.encode(asked)))) == asked
     with pytest.raises(InvalidConfig, match=r"unknown key 'epslion'; did you mean 'epsilon'"):
         config.decode(SimulationConfig, {"epslion": 3.0})

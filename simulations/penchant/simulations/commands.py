@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,13 @@ from penchant.common.errors import InvalidConfig
 if TYPE_CHECKING:
     from penchant.simulations.settings import SimulationConfig
 
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 # flag, field of SimulationConfig, type, help
-_OPTIONS: tuple[tuple[str, type, str], ...] = (
+_OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     (
         "data",
         str,
@@ -42,6 +48,10 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("clip", float, "L2 bound on an update (unit user) or a sample's gradient (unit interaction)"),
     ("clip-quantile", float, "let the clip follow this quantile of updates' norms (unit user)"),
     ("row-clip", float, "L2 bound on each item's row of an update: bounds what one person does to one item"),
+    ("start", str, "where FedAvg's item vectors start: random, content or co-occurrence (charged with the rest)"),
+    ("freeze", _names, "weights that FedAvg leaves as they start, such as item or blocks,norm"),
+    ("adapter", int, "rank of a map that FedAvg trains in place of item tables"),
+    ("proximal", float, "μ of FedProx in local training"),
     ("k-core", int, "keep users and items with at least so many interactions (uncharged)"),
     ("seed", int, "of everything random"),
     ("nodes", int, "Flower nodes that share the users"),

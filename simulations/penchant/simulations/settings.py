@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from penchant.common import config
+from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import als, cooccurrence
+from penchant.common.learners.cooccurrence import CooccurrenceConfig
+from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import MODELS, reads_history
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
@@ -30,12 +33,15 @@ from penchant.common.privacy.plan import (
 from penchant.common.taste import TasteConfig
 
 LearnerName = Literal["fedavg", "cooccurrence", "als"]
+Start = Literal["random", "content", "co-occurrence"]
 Kind = Literal["floor", "not private", "federated"]
 UNCHARGED = (
     "settings were chosen on public MovieLens data",
     "the number of users is public",
     "accuracy, curves and counts here are exact",
 )
+START_SHARE = 0.9
+"""Of μ², for co-occurrence's sums where FedAvg starts from them."""
 COUNT_SHARE = 0.02
 """Of μ², for the counts that steer a clip_quantile."""
 PROFILES = "a person enrolled m times counts m times (m·μ)"
@@ -59,6 +65,11 @@ class SimulationConfig:
         clip_quantile: with unit user, the clip follows this quantile of updates' norms, from `clip` on; of the budget
             μ², COUNT_SHARE goes to the counts that steer it.
         row_clip: L2 bound on each item's row of an update, before the clip.
+        start: where item vectors of FedAvg rows start: "random", "content", or "co-occurrence", whose two sums are then
+            the plan's first rounds.
+        freeze: weights, or modules of weights, that FedAvg leaves as they start.
+        adapter: rank of a map that FedAvg trains in place of item tables; 0 trains the tables.
+        proximal: μ of FedProx in local training.
         nodes: Flower nodes that share the users.
         engine: "local", or "flower" for Flower's simulation engine on Ray.
         device: torch device; "auto" takes CUDA where there is one.
@@ -87,6 +98,10 @@ class SimulationConfig:
     clip: float | None = None
     clip_quantile: float | None = None
     row_clip: float | None = None
+    start: str | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: int | None = None
+    proximal: float | None = None
     nodes: int = 2
     engine: str = "local"
     device: str = "auto"
@@ -99,6 +114,7 @@ class SimulationConfig:
             ("model", MODELS),
             ("unit", get_args(Unit)),
             ("sampling", get_args(Sampling)),
+            ("start", get_args(Start)),
             ("engine", ("local", "flower")),
             ("device", ("auto", "cpu", "cuda")),
         ):
@@ -115,7 +131,7 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
-        for name in ("epsilon", "noise_multiplier", "lr", "clip", "row_clip"):
+        for name in ("epsilon", "noise_multiplier", "lr", "clip", "row_clip", "proximal"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
@@ -123,9 +139,9 @@ class SimulationConfig:
             raise InvalidConfig(f"clip_quantile must be in (0, 1), not {self.clip_quantile:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
-        for name in ("seed", "k_core"):
+        for name in ("seed", "k_core", "adapter"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 0):
+            if value is not None and not (isinstance(value, int) and value >= 0):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 0, not {value}")
         self._check_mix()
 
@@ -161,8 +177,12 @@ class SimulationConfig:
                 "clip",
                 "clip_quantile",
                 "row_clip",
+                "start",
+                "freeze",
+                "adapter",
+                "proximal",
             ):
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, ()):
                     option = "--" + name.replace("_", "-")
                     raise InvalidConfig(
                         f"learner {self.learner} has no {name}: drop {option}, or take --learner fedavg"
@@ -175,6 +195,25 @@ class SimulationConfig:
             raise InvalidConfig("cohort and max_participations decide the same thing with unit user: drop one of them")
         if self.sampling == "poisson" and self.max_participations is not None:
             raise InvalidConfig("poisson sampling has no participation cap: drop one of the two")
+        if self.start == "co-occurrence":
+            for name in ("cohort", "sampling", "max_participations"):
+                if getattr(self, name) not in (None, "none"):
+                    option = "--" + name.replace("_", "-")
+                    raise InvalidConfig(f"start co-occurrence needs everybody in every round: drop {option}")
+        self._check_learner()
+
+    def _check_learner(self) -> None:
+        """Lets the learner refuse what the model does not have, before any work."""
+        if not (self.freeze or self.adapter or self.proximal or self.start):
+            return
+        from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig  # which loads Opacus
+
+        model = self.model or "mf"
+        asked = {"model": {"name": model}, "local": _local(self, model), **_parts(self)}
+        if self.unit == "interaction":
+            device = DeviceNoise(clip_norm=1.0, noise_multiplier=1.0, rate=1.0, steps=1, divisor=1.0)
+            asked["device"] = config.encode(device)
+        FedAvg(Catalogue(ids=("0", "1")), config.decode(FedAvgConfig, asked))
 
 
 @dataclass(frozen=True)
@@ -200,7 +239,7 @@ def rows(config: SimulationConfig) -> list[Row]:
     central = Row("central", "not private", model=model)
     others = [Row("item-knn", "not private"), Row("ease", "not private"), central]
     units: tuple[Unit, ...] = tuple(u for u in get_args(Unit) if config.unit in (None, u))
-    if reads_history(model):
+    if reads_history(model) or config.start == "co-occurrence" or config.adapter or config.proximal:
         units = tuple(u for u in units if u != "interaction")
     names = {"none": "fedavg", "interaction": "fedavg+opacus", "user": "fedavg+user-dp"}
     federated: list[Row] = []
@@ -300,21 +339,36 @@ def _als(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[st
     return Federated(learner="als", settings=config.encode(learner), plan=plan)
 
 
+def _warm_start(sigma: float, updates: int, n_users: int) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
+    """Co-occurrence before so many updates with noise σ: START_SHARE of the μ² of all of them together."""
+    mu = math.sqrt(START_SHARE / (1 - START_SHARE) * updates) / sigma if sigma else math.inf
+    return cooccurrence.automatic(n_users, mu, most_transitions=0.0)
+
+
 def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
     epsilon, delta = epsilon_and_delta(settings, n_users)
     private = row.unit == "user"
-    rounds = settings.rounds or (4 if private else 20)
-    cohort = settings.cohort or (n_users if private else min(n_users, 300))
+    warm = cooccurrence.split(math.inf) if settings.start == "co-occurrence" else ()
+    updates = settings.rounds or (20 if not private else 2 if warm else 4)
+    rounds = len(warm) + updates
+    cohort = settings.cohort or (n_users if private or warm else min(n_users, 300))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
     cap = min(settings.max_participations or rounds, rounds)
     if private and sampling == "none":  # each profile has k rounds of its own, and the cohort follows
         if settings.cohort is not None:
             cap = math.ceil(rounds * settings.cohort / n_users)
         cohort = expected_cohort(n_users, cap, rounds)
-    clip = (settings.clip or 0.1) if private else math.inf
+    if private:
+        settings = _with_parts(settings, row.model)
+    trains = clips.part(settings.adapter or 0, settings.freeze)
+    clip = math.inf
+    if private:
+        clip = settings.clip or (0.1 if trains == "all" else clips.preset(row.model, trains, _lr(settings, row.model)))
 
     def plan(sigma: float) -> PrivacyPlan:
-        spec = SumSpec(name="update", rounds=rounds, clip_norm=clip, noise_multiplier=sigma, row_norm=settings.row_clip)
+        spec = SumSpec(
+            name="update", rounds=updates, clip_norm=clip, noise_multiplier=sigma, row_norm=settings.row_clip
+        )
         if private and settings.clip_quantile is not None:
             count = QuantileClip(quantile=settings.clip_quantile, noise_multiplier=sigma / math.sqrt(COUNT_SHARE))
             spec = replace(spec, noise_multiplier=sigma / math.sqrt(1 - COUNT_SHARE), quantile=count)
@@ -324,7 +378,7 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
             delta=delta,
             sampling=sampling,
             cohort=cohort,
-            sums=(spec,),
+            sums=(*_warm_start(sigma, updates, n_users)[1], spec) if warm else (spec,),
             max_participations=cap,
             uncharged=uncharged,
         )
@@ -333,13 +387,18 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     sigma = 0.0
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
-    server = {"optimizer": "sgd", "lr": 200.0} if private else {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
+    server = {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
+    if private:  # a row of a table moves with the few who have the item, everything else with everybody
+        server = {"optimizer": "sgd", "lr": 1.0 if trains != "all" else 20.0 if warm else 200.0}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),
         "server": server,
-        "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0 if private else 0.2)),
+        "taste": config.encode(TasteConfig(decay=0.8, popularity=0.5 if warm else 1.0 if private else 0.2)),
+        **_parts(settings),
     }
+    if warm:
+        learner["cooccurrence"] = config.encode(_warm_start(sigma, updates, n_users)[0])
     return Federated(learner="fedavg", settings=learner, plan=plan(sigma))
 
 
@@ -380,6 +439,7 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
         "local": {**_local(settings, row.model), "lr": settings.lr or 0.5},
         "server": {"optimizer": "sgd", "lr": 1.0},
         "taste": config.encode(TasteConfig(decay=0.8, popularity=1.0)),
+        **_parts(settings),
         "device": config.encode(made.device),
     }
     bound = replace(made, task=task_digest("fedavg", learner))  # whoever sends orders cannot choose other settings
@@ -387,5 +447,30 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
 
 
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
-    lr = settings.lr or (0.5 if reads_history(model) else 0.05)
-    return {"epochs": settings.local_epochs or 1, "lr": lr}
+    local: dict[str, Any] = {"epochs": settings.local_epochs or 1, "lr": _lr(settings, model)}
+    return local | ({"proximal": settings.proximal} if settings.proximal else {})
+
+
+def _lr(settings: SimulationConfig, model: str) -> float:
+    return settings.lr or (0.5 if reads_history(model) else 0.05)
+
+
+def _with_parts(settings: SimulationConfig, model: str) -> SimulationConfig:
+    """What trains after a start from co-occurrence, unless it was said: few numbers, so that noise spares the start."""
+    if settings.start != "co-occurrence" or settings.freeze or settings.adapter is not None:
+        return settings
+    match model:
+        case "mf":
+            return replace(settings, adapter=4, freeze=("bias", "item.down"))
+        case "neumf":
+            return replace(settings, adapter=4)
+        case "transformer":  # whose untrained blocks let the latest item through
+            return replace(settings, freeze=("item", "position", "blocks"))
+        case _:
+            return replace(settings, freeze=("item",))
+
+
+def _parts(settings: SimulationConfig) -> dict[str, Any]:
+    """What of the model trains and where it starts, as far as it was asked for: fields of `FedAvgConfig`."""
+    asked = {"start": settings.start, "freeze": [*settings.freeze], "adapter": settings.adapter}
+    return {name: value for name, value in asked.items() if value}

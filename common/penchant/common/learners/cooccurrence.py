@@ -134,14 +134,14 @@ def split(mu: float, counts_share: float = 0.2, transitions_share: float = 0.0) 
     )
 
 
-def automatic(n_users: int, mu: float) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
+def automatic(n_users: int, mu: float, most_transitions: float = 0.2) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
     """Settings and sums for so many people and a Gaussian budget μ, from n·μ alone; infinite μ is no noise.
 
     The signal of an item grows with n and its popularity, the noise's edge is 2σ√K ∝ √K/μ: what stands above it depends
     on n·μ, and each further item raises the edge for all. Were popularity to fall as 1/rank, the last item of the head
     would have a signal ∝ n/K, which stays at a given share of the edge for K ∝ (n·μ)^⅔; catalogues fall more slowly at
     first and faster later, and K = 8 √(n·μ) fitted best. Transitions have twice the entries and only short-range pairs,
-    so they pay later: their share of μ² is 0.2 n·μ/(n·μ + 8 000), and none below 0.05.
+    so they pay later: their share of μ² is `most_transitions` · n·μ/(n·μ + 8 000), and none below 0.05.
 
     The constants were fitted once, on the validation items of MovieLens-100K, ml-latest-small and 6 000 synthetic
     people with n·μ from 250 to ∞, all together; on anything else they look at nobody.
@@ -149,7 +149,7 @@ def automatic(n_users: int, mu: float) -> tuple[CooccurrenceConfig, tuple[SumSpe
     if n_users < 1 or not mu > 0:
         raise InvalidConfig("n_users must be ≥ 1 and mu positive")
     signal = n_users * mu
-    share = 0.2 if signal == math.inf else round(0.2 * signal / (signal + 8000), 3)
+    share = most_transitions if signal == math.inf else round(most_transitions * signal / (signal + 8000), 3)
     sums = split(mu, transitions_share=share if share >= 0.05 else 0.0)
     stddev = {spec.name: spec.noise_multiplier for spec in sums}
     transitions = TransitionConfig(noise_stddev=stddev["transitions"]) if "transitions" in stddev else None

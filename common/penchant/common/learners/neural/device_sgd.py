@@ -25,7 +25,7 @@ Source: Abadi et al. 2016, https://arxiv.org/abs/1607.00133, Algorithm 1; per-sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,13 @@ class DeviceSgd:
         model: reads one interaction in a sample.
         noise: what decides the guarantee.
         local: `lr` and `negatives` are read; epochs and batch are not, as `noise` fixes steps and rate.
+        frozen: names of weights that stay as they are: they get no noise, no part of the clip, and are not sent.
     """
 
-    def __init__(self, model: InterestModel, noise: DeviceNoise, local: LocalTraining) -> None:
-        self._noise, self._local, self._n_items = noise, local, model.n_items
+    def __init__(
+        self, model: InterestModel, noise: DeviceNoise, local: LocalTraining, frozen: Set[str] = frozenset()
+    ) -> None:
+        self._noise, self._local, self._n_items, self._frozen = noise, local, model.n_items, frozen
         self._private, self._tables = model.private, model.item_tables
         self._module = _PerSample(_cut(model, _CHUNK * (1 + local.negatives)), loss_reduction="sum")
 
@@ -65,7 +68,7 @@ class DeviceSgd:
             random: the person's stream. Noise has a key from a child of it (`spawn`), so that no draw that depends on
                 the history moves it; another call with the same object gets other noise.
         """
-        rule, now = self._noise, dict(weights)
+        rule, now, held = self._noise, dict(weights), {*self._private, *self._frozen}
         noise = Noise(random.spawn(1)[0].bytes(KEY_BYTES))
         items = history.items[rule.min_history - 1 :]
         for _ in range(rule.steps):
@@ -74,15 +77,15 @@ class DeviceSgd:
                 noised = noise.add(total, rule.noise_multiplier * rule.clip_norm)
                 step = torch.from_numpy((self._local.lr / rule.divisor * noised).astype(np.float32))
                 now[name] = now[name] - step.to(now[name].device)
-        return {name: (now[name] - weights[name]).cpu().numpy() for name in now if name not in self._private}
+        return {name: (now[name] - weights[name]).cpu().numpy() for name in now if name not in held}
 
     def _clipped_sum(
         self, weights: Mapping[str, Tensor], chosen: np.ndarray[Any, Any], random: np.random.Generator
     ) -> dict[str, Float64]:
-        """Σ clip(∇ loss(sample), C) over the chosen interactions, for every parameter; zeros for none."""
+        """Σ clip(∇ loss(sample), C) over the chosen interactions, for every parameter that trains; zeros for none."""
         drawn = random.integers(0, self._n_items, (len(chosen), self._local.negatives))
         groups = np.column_stack([chosen, drawn]).astype(np.int64)  # [n, 1 + k]
-        totals = {name: np.zeros(tuple(values.shape)) for name, values in weights.items()}
+        totals = {name: np.zeros(tuple(values.shape)) for name, values in weights.items() if name not in self._frozen}
         for start in range(0, len(groups), _CHUNK):
             rows, places = np.unique(groups[start : start + _CHUNK], return_inverse=True)
             samples = self._gradients(weights, rows, places.reshape(-1, groups.shape[1]))
@@ -106,7 +109,7 @@ class DeviceSgd:
         candidates = torch.from_numpy(places).to(next(iter(weights.values())).device)
         self._module.train()
         group_loss(self._module(candidates[:, :0], candidates)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
-        return {name: parameter.grad_sample for name, parameter in parameters.items()}
+        return {name: parameter.grad_sample for name, parameter in parameters.items() if name not in self._frozen}
 
 
 def _clip_each(samples: Mapping[str, Tensor], bound: float) -> Iterator[tuple[str, Float64]]:

@@ -3,12 +3,18 @@
     server:  w ← w + step( Σ clip(w_u − w) + noise, ÷ divisor )
 
 With unit "interaction" the device trains by DP-SGD (`device_sgd.py`) and what it sends is private by itself. The
-server's step is plain or Adam's; both read the private sum only. A person's own vector is never sent and, in the user
-side, fitted to their history again: in closed form where the logit is linear in it, else by the same gradient steps as
-in training.
+server's step is plain, with momentum (FedAvgM) or Adam's (FedAdam); all read the private sum only. A person's own
+vector is never sent and, in the user side, fitted to their history again: in closed form where the logit is linear in
+it, else by the same gradient steps as in training.
 
-Sources: McMahan et al. 2017, https://arxiv.org/abs/1602.05629; Reddi et al. 2021, https://arxiv.org/abs/2003.00295,
-Algorithm 2 (FedAdam).
+What a budget buys falls with how many numbers travel. Weights named in `freeze` stay where they start: they are in no
+contribution, take none of the clip and get no noise. With an `adapter` the item tables stay too, and a map of low rank
+is trained instead (`adapters.py`). Tables may start from public content or from co-occurrence (`start.py`); then the
+first rounds are co-occurrence's own, in the same plan, and the charge of what they released is in the same ε. Until its
+vectors are there a state is a state of co-occurrence in every respect, and afterwards one of the model.
+
+Sources: McMahan et al. 2017, https://arxiv.org/abs/1602.05629; Hsu et al. 2019, https://arxiv.org/abs/1909.06335,
+section 4.3 (FedAvgM); Reddi et al. 2021, https://arxiv.org/abs/2003.00295, Algorithm 2 (FedAdam).
 """
 
 from __future__ import annotations
@@ -16,20 +22,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.func import functional_call
 
 from penchant.common import taste
 from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
-from penchant.common.learners.neural import local
+from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.neural import adapters, local, start
 from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded
@@ -39,19 +49,24 @@ from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
 
+Start = Literal["random", "content", "co-occurrence"]
+_SEED = "server/weights"  # while co-occurrence runs: where the random weights will come from
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStep:
     """How the server applies the mean update. Post-processing: it costs no privacy.
 
     Attributes:
-        optimizer: "sgd" adds lr times the mean; "adam" scales each coordinate by its own history.
+        optimizer: "sgd" adds lr times the mean (FedAvg); "momentum" adds lr times a sum of means that forgets
+            (FedAvgM); "adam" scales each coordinate by its own history (FedAdam).
         lr: step size.
         decay: of lr over the rounds: lr_t = lr / (1 + decay · t); ≥ 0.
-        momentum, second, floor: β₁, β₂ and τ of Adam.
+        momentum: β of momentum, β₁ of Adam, in [0, 1).
+        second, floor: β₂ and τ of Adam.
     """
 
-    optimizer: Literal["sgd", "adam"] = "adam"
+    optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     lr: float = 0.05
     decay: float = 0.0
     momentum: float = 0.9
@@ -59,8 +74,10 @@ class ServerStep:
     floor: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adam"):
-            raise InvalidConfig(f"optimizer must be sgd or adam, not {self.optimizer!r}")
+        if self.optimizer not in ("sgd", "momentum", "adam"):
+            raise InvalidConfig(f"optimizer must be sgd, momentum or adam, not {self.optimizer!r}")
+        if not 0 <= self.momentum < 1:
+            raise InvalidConfig(f"momentum must be in [0, 1), not {self.momentum}")
         if not 0 < self.lr < math.inf or not self.decay >= 0:
             raise InvalidConfig("lr must be positive and finite and decay ≥ 0")
 
@@ -75,6 +92,10 @@ class FedAvgConfig:
         server: what the server does with the mean.
         taste: the user side of linear models; `popularity` weighs the released item biases.
         device: DP-SGD on the device, with unit "interaction".
+        freeze: names of weights that are not trained, or of modules that hold them, such as "blocks".
+        adapter: rank r of what is trained in place of each item table; 0 trains the tables.
+        start: where item tables start; "co-occurrence" first asks for its two sums.
+        cooccurrence: its settings, with that start; `content` also weighs features with start "content".
     """
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="mf"))
@@ -82,6 +103,26 @@ class FedAvgConfig:
     server: ServerStep = field(default_factory=ServerStep)
     taste: TasteConfig = field(default_factory=lambda: TasteConfig(decay=0.8, popularity=0.2))
     device: DeviceNoise | None = None
+    freeze: tuple[str, ...] = ()
+    adapter: int = 0
+    start: Start = "random"
+    cooccurrence: CooccurrenceConfig = field(default_factory=CooccurrenceConfig)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adapter, int) or self.adapter < 0:
+            raise InvalidConfig(f"adapter must be a whole number ≥ 0, not {self.adapter}")
+        if self.start not in get_args(Start):
+            raise InvalidConfig(f"unknown start {self.start!r}{did_you_mean(self.start, get_args(Start))}")
+        if self.device is None:
+            return
+        # Nobody adds noise to co-occurrence's sums there; the others are not what DP-SGD's proof is about.
+        for name, asked in (
+            ("start co-occurrence", self.start == "co-occurrence"),
+            ("adapter", self.adapter > 0),
+            ("proximal", self.local.proximal > 0),
+        ):
+            if asked:
+                raise InvalidConfig(f"unit interaction has no {name}: drop it, or take --unit user")
 
 
 class FedAvg(Learner):
@@ -102,27 +143,43 @@ class FedAvg(Learner):
                 f"unit interaction needs a model whose samples read one interaction; {config.model.name} reads the "
                 "history: take --model mf or neumf, or --unit user"
             )
-        self._device_sgd = None if config.device is None else DeviceSgd(self.model, config.device, config.local)
+        weights = self._fresh(0)
+        self._shapes: Shapes = {name: tuple(values.shape) for name, values in weights.items()}
+        self.frozen = self._held(config.freeze)
+        self._cooccurrence = Cooccurrence(catalogue, config.cooccurrence)
+        self._device_sgd = (
+            None if config.device is None else DeviceSgd(self.model, config.device, config.local, self.frozen)
+        )
 
     def init(self, streams: Streams) -> State:
-        fresh = build(self.config.model, len(self.catalogue), streams.seed("weights"))
-        return {name: values.detach().numpy().copy() for name, values in fresh.named_parameters()}
+        seed = streams.seed("weights")
+        if self.config.start == "co-occurrence":
+            return {**self._cooccurrence.init(streams), _SEED: np.array(seed, np.uint64)}
+        return self._fresh(seed) if self.config.start == "random" else self._started(seed, {})
 
     def shapes(self, state: State) -> Shapes:
-        return {n: tuple(p.shape) for n, p in self.model.named_parameters() if n not in self.model.private}
+        if self._starting(state):
+            return self._cooccurrence.shapes(state)
+        return {n: shape for n, shape in self._shapes.items() if n not in self.model.private and n not in self.frozen}
 
     def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+        if self._starting(state):
+            return self._cooccurrence.contribution(state, history, random)
         weights = self._weights(state)
         if self._device_sgd is not None:
             return self._device_sgd.train(weights, history, random)
         if isinstance(self.model, SequenceModel):
             return self._train_sequence(self.model, weights, history, random)
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
-        for _, update in local.updates(self.model, weights, [history.items], self.config.local, [random]):
+        for _, update in local.updates(
+            self.model, weights, [history.items], self.config.local, [random], frozen=self.frozen
+        ):
             self._add(out, update.rows, update.values)
         return out
 
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
+        if self._starting(state):
+            return self._cooccurrence.partial_sum(state, histories, clip, randoms)
         if self._device_sgd is not None or isinstance(self.model, SequenceModel):
             return super()._partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
@@ -133,6 +190,7 @@ class FedAvg(Learner):
             [histories.history(u).items for u in people],
             self.config.local,
             [randoms(u) for u in people],
+            frozen=self.frozen,
         )
         seen = 0
         for _, update in trained:
@@ -143,6 +201,9 @@ class FedAvg(Learner):
         return total
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
+        if self._starting(state):
+            after = dict(self._cooccurrence.apply(self.released(state), noisy_sum, divisor))
+            return self._started(int(state[_SEED]), after) if "vectors" in after else {**after, _SEED: state[_SEED]}
         rule, after = self.config.server, dict(state)
         step = int(state.get("server/step", np.zeros((), np.int64))) + 1
         lr = rule.lr / (1 + rule.decay * (step - 1))
@@ -152,7 +213,12 @@ class FedAvg(Learner):
                 after[name] = (state[name] + np.float32(lr) * mean).astype(np.float32)
                 continue
             zero = np.zeros_like(mean)
-            first = rule.momentum * state.get(f"server/m/{name}", zero) + (1 - rule.momentum) * mean
+            kept = rule.momentum * state.get(f"server/m/{name}", zero)
+            if rule.optimizer == "momentum":
+                after[f"server/m/{name}"] = (kept + mean).astype(np.float32)
+                after[name] = (state[name] + np.float32(lr) * after[f"server/m/{name}"]).astype(np.float32)
+                continue
+            first = kept + (1 - rule.momentum) * mean
             second = rule.second * state.get(f"server/v/{name}", zero) + (1 - rule.second) * mean**2
             move = (first / (1 - rule.momentum**step)) / (np.sqrt(second / (1 - rule.second**step)) + rule.floor)
             after[name] = (state[name] + np.float32(lr) * move).astype(np.float32)
@@ -161,17 +227,25 @@ class FedAvg(Learner):
         return after
 
     def _scores(self, state: State, histories: Interactions) -> Float32:
+        if self._starting(state):
+            return self._cooccurrence.scores(state, histories)
+        weights = self._whole(state)
         if self.model.linear is not None:
-            vectors = state[self.model.linear]
-            length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long vector buys no exposure
-            unit = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
-            return taste.scores(unit, _to_unit_range(state["bias.weight"][:, 0]), histories, self.config.taste)
-        weights = self._weights(state)
+            vectors = weights[self.model.linear].cpu().numpy()
+            if self.config.start != "co-occurrence":  # there a length tells how much is known of an item
+                length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long one buys no exposure
+                vectors = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+            return taste.scores(vectors, _to_unit_range(state["bias.weight"][:, 0]), histories, self.config.taste)
         if isinstance(self.model, SequenceModel):
             self._load(weights)
             sequences = pad((h.items for h in histories), self.model.max_length, len(self.catalogue))
             return all_scores(self.model, sequences.to(self.where)).cpu().numpy()
         return local.fitted_scores(self.model, weights, [h.items for h in histories], self.config.local)
+
+    def adopt(self, state: State, before: Catalogue) -> State:
+        if not self._starting(state):
+            return super().adopt(state, before)
+        return {**self._cooccurrence.adopt(self.released(state), before), _SEED: state[_SEED]}
 
     def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
         table = name.removeprefix("server/m/").removeprefix("server/v/")
@@ -183,8 +257,54 @@ class FedAvg(Learner):
             moved = newcomers.from_content(moved, known, self.catalogue.content)
         return np.concatenate([moved, values[len(place) :]])  # a sequence model has a row for padding
 
+    def _starting(self, state: State) -> bool:
+        """Whether co-occurrence's rounds are not over: the model has no weights yet.
+
+        No state makes a learner with another start send what co-occurrence asks for: on a device with noise of its own
+        nobody would add any to that.
+        """
+        return self.config.start == "co-occurrence" and next(iter(self._shapes)) not in state
+
+    def _fresh(self, seed: int) -> dict[str, Float32]:
+        """Random weights, and adapters that change nothing yet."""
+        made = build(self.config.model, len(self.catalogue), seed)
+        weights = {name: values.detach().numpy().copy() for name, values in made.named_parameters()}
+        return weights | (adapters.fresh(made, self.config.adapter, seed) if self.config.adapter else {})
+
+    def _started(self, seed: int, found: State) -> dict[str, Float32]:
+        """Weights from content and, where there is one, what co-occurrence released."""
+        content = self.catalogue.content
+        vectors = np.float32(self.config.cooccurrence.content) * content
+        if "vectors" in found:
+            vectors = np.hstack([found["vectors"], vectors])
+        return start.placed(self._fresh(seed), self.model, vectors, found.get("popularity"))
+
+    def _held(self, freeze: tuple[str, ...]) -> frozenset[str]:
+        """Names of the weights that no round moves.
+
+        Raises:
+            InvalidConfig: a name that the model does not have, a person's own vector, or nothing left to train.
+        """
+        modules = {name[:at] for name in self._shapes for at, letter in enumerate(name) if letter == "."}
+        known = sorted(modules.union(self._shapes))
+        out = set(adapters.tables(self.model) if self.config.adapter else ())
+        for asked in freeze:
+            if asked not in known:
+                raise InvalidConfig(f"{self.config.model.name} has no weights {asked!r}{did_you_mean(asked, known)}")
+            out |= {name for name in self._shapes if name == asked or name.startswith(f"{asked}.")}
+        if own := out.intersection(self.model.private):
+            raise InvalidConfig(f"{min(own)} is a person's own and never sent: leave it out of freeze")
+        if not self._shapes.keys() - out - {*self.model.private}:
+            raise InvalidConfig("freeze leaves nothing to train: take a name out of it")
+        return frozenset(out)
+
     def _weights(self, state: State) -> dict[str, Tensor]:
-        return {n: torch.from_numpy(np.asarray(state[n])).to(self.where) for n, _ in self.model.named_parameters()}
+        return {n: torch.from_numpy(np.asarray(state[n])).to(self.where) for n in self._shapes}
+
+    def _whole(self, state: State) -> dict[str, Tensor]:
+        """The model's parameters, the adapters worked into the tables; a state without adapters is as good."""
+        weights = {n: torch.from_numpy(np.asarray(state[n])).to(self.where) for n in self._shapes if n in state}
+        return adapters.whole(weights, adapters.tables(self.model))
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -202,26 +322,38 @@ class FedAvg(Learner):
         self, model: SequenceModel, weights: dict[str, Tensor], history: History, random: np.random.Generator
     ) -> Arrays:
         """One person's sequence: each epoch a step on the mean loss of its last items."""
-        self._load(weights)
-        rule = self.config.local
+        rule, tables = self.config.local, adapters.tables(model)
+        fixed = {name: values for name, values in weights.items() if name in self.frozen}
+        own = {name: values for name, values in weights.items() if name not in fixed}
         with seeded(int(random.integers(2**63 - 1)), self.where):  # dropout
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:
                 sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)
-                optimizer = torch.optim.SGD(model.parameters(), lr=rule.lr)
-                model.train()
+                loss = _SequenceLoss(model).train()
                 for _ in range(rule.epochs):
                     drawn = None
                     if model.needs_negatives:
                         shape = (1, sequence.shape[1], rule.negatives)
                         drawn = torch.from_numpy(negatives(history.items, len(self.catalogue), shape, random)).long()
                         drawn = drawn.to(self.where)
-                    optimizer.zero_grad()
-                    model.sequence_loss(sequence, drawn).sum().backward()  # type: ignore[no-untyped-call]  # torch's
-                    optimizer.step()
-        return {
-            n: (p.detach() - weights[n]).cpu().numpy() for n, p in model.named_parameters() if n not in model.private
-        }
+                    now = {name: values.detach().requires_grad_() for name, values in own.items()}
+                    whole = adapters.whole({**now, **fixed}, tables)
+                    value = functional_call(loss, {f"model.{n}": v for n, v in whole.items()}, (sequence, drawn))
+                    for name, slope in zip(now, grad(value, list(now.values())), strict=True):
+                        pull = rule.proximal * (own[name] - weights[name]) if rule.proximal else 0.0
+                        own[name] = own[name] - rule.lr * (slope + pull)
+        return {name: (own[name] - weights[name]).cpu().numpy() for name in own}
+
+
+class _SequenceLoss(nn.Module):
+    """The loss of a sequence model as a module of its own, so that it can be called with other weights."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sequence: Tensor, drawn: Tensor | None) -> Tensor:
+        return self.model.sequence_loss(sequence, drawn).sum()
 
 
 def _to_unit_range(values: Float32) -> Float32:

@@ -11,14 +11,18 @@ weights are stacked float32[U, …] with tables cut to the touched rows, and `to
 U people. Batches are padded with masked groups, whose gradient is zero, so each person's result is that of training
 alone, whoever shares the block. All draws come from the person's own stream.
 
-Source: McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Algorithm 1 (ClientUpdate), with partial personalisation
-as in Singhal et al. 2021, Federated Reconstruction, https://arxiv.org/abs/2102.03448, Algorithm 1.
+With `proximal` μ each step's loss has  μ/2 ‖w − w_received‖²  beside it, over the shared weights, so that people who
+differ pull less far apart.
+
+Sources: McMahan et al. 2017, https://arxiv.org/abs/1602.05629, Algorithm 1 (ClientUpdate), with partial
+personalisation as in Singhal et al. 2021, Federated Reconstruction, https://arxiv.org/abs/2102.03448, Algorithm 1; Li
+et al. 2020, https://arxiv.org/abs/1812.06127, Algorithm 2 (FedProx).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +35,7 @@ from penchant.common import taste
 from penchant.common.arrays import Float32, Int32, Int64
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
+from penchant.common.learners.neural import adapters
 from penchant.common.learners.neural.models import InterestModel, group_loss
 from penchant.common.negatives import negatives
 from penchant.common.taste import TasteConfig
@@ -50,6 +55,7 @@ class LocalTraining:
         negatives: items drawn beside each positive.
         fold_in_steps: gradient steps that fit the person's vector alone, where there is no closed form.
         fold_in_lr: their size, against the mean over groups.
+        proximal: μ ≥ 0 of FedProx, below 1/lr, where a step would leap past the received weights.
     """
 
     epochs: int = 1
@@ -58,6 +64,7 @@ class LocalTraining:
     negatives: int = 4
     fold_in_steps: int = 16
     fold_in_lr: float = 5.0
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "negatives"):
@@ -68,6 +75,8 @@ class LocalTraining:
                 raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
         if self.fold_in_steps < 0:
             raise InvalidConfig(f"fold_in_steps must be ≥ 0, not {self.fold_in_steps}")
+        if not 0 <= self.proximal * self.lr < 1:  # also refuses NaN
+            raise InvalidConfig(f"proximal must be ≥ 0 and below 1/lr = {1 / self.lr:g}, not {self.proximal}")
 
 
 @dataclass(frozen=True)
@@ -90,24 +99,26 @@ def updates(
     config: LocalTraining,
     randoms: Sequence[np.random.Generator],
     block: int = 16384,
+    frozen: Set[str] = frozenset(),
 ) -> Iterator[tuple[int, Update]]:
     """Trains everybody and yields (index, update), in any order.
 
     A history that is empty or holds the whole catalogue, with nothing to draw against, changes nothing and is left out.
 
     Args:
-        weights: the released weights, the person's starting vector among them.
+        weights: the released weights, the person's starting vector and the tables' adapters among them.
         histories: item positions of each person, int32[n].
         randoms: the stream of each person.
         block: most table rows that the people trained at once touch together, so that a block fits the cache; it
             changes speed and memory, not the result beyond float rounding.
+        frozen: names of weights that stay as they are and are left out of what is yielded.
     """
     trainable = (i for i in range(len(histories)) if can_train(histories[i], model.n_items))
     order = sorted(trainable, key=lambda i: len(histories[i]))
     for chosen in _blocks(order, [len(h) * (1 + config.negatives) for h in histories], block):
         yield from zip(
             chosen,
-            _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config),
+            _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config, frozen),
             strict=True,
         )
 
@@ -164,6 +175,7 @@ def _train(
     model: InterestModel,
     weights: Weights,
     config: LocalTraining,
+    frozen: Set[str],
 ) -> list[Update]:
     groups = [_groups(h, model.n_items, config, r) for h, r in zip(histories, randoms, strict=True)]
     touched = [np.unique(g) for g in groups]
@@ -179,19 +191,21 @@ def _train(
             stacked[name] = value[rows]
         else:
             stacked[name] = value.expand(len(groups), *value.shape).clone()
-    before = {name: value.clone() for name, value in stacked.items() if name not in model.private}
     private = {name: stacked[name] for name in model.private}
-    steps = config.fold_in_steps
+    fixed = {name: value for name, value in stacked.items() if name in frozen}
+    before = {name: value.clone() for name, value in stacked.items() if name not in {*private, *fixed}}
+    tables, steps = adapters.tables(model), config.fold_in_steps
     if model.linear is not None:
         (name,), steps = model.private, 0
-        own_vectors = _closed_form(weights[model.linear].cpu().numpy(), histories)
+        own_vectors = _closed_form(adapters.whole(weights, tables)[model.linear].cpu().numpy(), histories)
         private[name] = torch.from_numpy(own_vectors)[:, None, :].to(device)
     shared = {name: stacked[name] for name in before}
     empty = places.new_zeros(1, 0)
 
-    def loss(own: Weights, ours: Weights, candidates: Tensor, mask: Tensor) -> Tensor:
+    def loss(own: Weights, ours: Weights, fixed: Weights, candidates: Tensor, mask: Tensor) -> Tensor:
         """Sum over the real groups of one person's batch; candidates int64[B, 1 + k], mask float32[B]."""
-        logits = functional_call(model, {**own, **ours}, (empty.expand(len(candidates), 0), candidates))
+        now = adapters.whole({**own, **ours, **fixed}, tables)
+        logits = functional_call(model, now, (empty.expand(len(candidates), 0), candidates))
         return (group_loss(logits) * mask).sum()
 
     fold_in = vmap(grad(loss))
@@ -201,14 +215,17 @@ def _train(
     first = int(once.max())
     mean = every[:, :first] * (torch.arange(first, device=device) < once[:, None]) / once[:, None]
     for _ in range(steps):
-        for name, slope in fold_in(private, shared, places[:, :first], mean).items():
+        for name, slope in fold_in(private, shared, fixed, places[:, :first], mean).items():
             private[name] = private[name] - config.fold_in_lr * slope
     for at in range(0, places.shape[1], config.batch):
         batch = slice(at, at + config.batch)
-        own, ours = joint(private, shared, places[:, batch], every[:, batch])
+        own, ours = joint(private, shared, fixed, places[:, batch], every[:, batch])
         for name, slope in own.items():
             private[name] = private[name] - config.lr * slope
+        pulled = config.proximal * every[:, batch].amax(1)  # [U], 0 past a person's last step
         for name, slope in ours.items():
+            if config.proximal:
+                slope = slope + pulled.reshape(-1, *(1,) * (slope.ndim - 1)) * (shared[name] - before[name])
             shared[name] = shared[name] - config.lr * slope
 
     out = []
