@@ -297,7 +297,7 @@ def test_a_mixed_catalogue_keeps_its_languages_apart() -> None:
 
 
 def test_the_order_in_which_columns_are_given_is_no_matter() -> None:
-    backwards = dataclasses.replace(RICH, categories=dict(reversed(RICH.categories.items())))
+    backwards = dataclasses.replace(RICH, categories=dict(reversed(list(RICH.categories.items()))))
     assert features(backwards).tobytes() == features(RICH).tobytes()
     assert backwards.version == RICH.version
 
