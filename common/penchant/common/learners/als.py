@@ -29,7 +29,8 @@ Noise: Aᵢ and G are projected to the positive semidefinite cone, and r grows b
 (Wigner), and by the ridge that a prior of length 1 puts against the noise of bᵢ, σc√d/γ. An item of which the sums say
 little gets a short vector.
 
-Sources: Chien et al. 2021, https://arxiv.org/abs/2107.09802 (private ALS from statistics with a budget over items);
+Sources: Chien et al. 2021, https://arxiv.org/abs/2107.09802 (private ALS from noisy statistics); Krichene et
+al. 2023, https://arxiv.org/abs/2302.07975 (weights of items that follow their noised counts);
 Hu, Koren and Volinsky 2008, "Collaborative filtering for implicit feedback datasets" (the objective with s = wᵢ = 1).
 """
 
