@@ -64,9 +64,10 @@ AT_ONCE = 2
     )
 )
 ROUNDS, NODE = "tests/server/test_rounds.py", "tests/client/test_node.py"
+SETTINGS = "tests/simulations/test_settings.py"
 PRIVACY_TESTS = (
     *(SUMS, NOISE, PLAN, SAMPLING, ACCOUNTING, GAUSSIAN, LEDGER, COOCCURRENCE, ALS, DEVICE_SGD, LOCAL, LEARNERS),
-    *(WIRE, MECHANISM, ROUNDS, NODE),
+    *(WIRE, MECHANISM, ROUNDS, NODE, SETTINGS),
 )
 
 
@@ -118,6 +119,7 @@ _DEVICE_SGD = f"{_LEARNERS}/neural/device_sgd.py"
 _FEDAVG = f"{_LEARNERS}/neural/fedavg.py"
 _LOCAL = f"{_LEARNERS}/neural/local.py"
 _ROUNDS = "server/penchant/server/rounds.py"
+_SETTINGS = "simulations/penchant/simulations/settings.py"
 _NODE = "client/penchant/client/node.py"
 
 MUTANTS = (
@@ -338,17 +340,51 @@ MUTANTS = (
         "user-vector-sent",
         "the person's own vector leaves the device, unclipped and unnoised by the server",
         _LOCAL,
-        "for name, value in stacked.items() if name not in {*private, *fixed}}",
-        "for name, value in stacked.items() if name not in fixed}",
+        "if name not in {*private, *fixed}}",
+        "if name not in fixed}",
         f"{LOCAL}::TestBlock::test_the_persons_own_vector_is_not_sent",
     ),
     Mutant(
         "user-vector-sent-device",
         "the person's own vector leaves the device after DP-SGD",
         _DEVICE_SGD,
-        " for name in now if name not in self._private}",
-        " for name in now}",
+        "{*self._private, *self._frozen}",
+        "{*self._frozen}",
         "tests/common/test_device_sgd.py::TestPersonalVector",
+    ),
+    Mutant(
+        "frozen-in-the-clip",
+        "DP-SGD trains, clips and sends weights that are frozen",
+        _FEDAVG,
+        "DeviceSgd(self.model, config.device, config.local, self.frozen)",
+        "DeviceSgd(self.model, config.device, config.local)",
+        f"{LEARNERS}::TestEveryLearner::test_a_contribution_is_what_the_round_asks_for",
+    ),
+    Mutant(
+        "frozen-gets-noise",
+        "the server's sum has room, and noise, for weights that are frozen",
+        _FEDAVG,
+        "if n not in self.model.private and n not in self.frozen}",
+        "if n not in self.model.private}",
+        f"{LOCAL}::TestParts::test_a_frozen_weight_is_in_no_contribution_and_no_round_moves_it",
+    ),
+    Mutant(
+        "warm-start-uncharged",
+        "noise is calibrated to the updates alone, as if co-occurrence's sums before them cost nothing",
+        _SETTINGS,
+        "    if private:\n        sigma = settings.noise_multiplier or "
+        "accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)",
+        "    if private:\n        sigma = settings.noise_multiplier or "
+        "accounting.calibrate(lambda s: plan(s).events()[-1:], epsilon, delta)",
+        f"{SETTINGS}::test_a_warm_start_carries_its_charge",
+    ),
+    Mutant(
+        "warm-start-without-noise",
+        "whoever sends a state without weights gets a device's exact co-occurrence under unit interaction",
+        _FEDAVG,
+        'return self.config.start == "co-occurrence" and next(iter(self._shapes)) not in state',
+        "return next(iter(self._shapes)) not in state",
+        f"{DEVICE_SGD}::TestFrozen::test_no_state_makes_a_device_send_its_items_without_noise",
     ),
     Mutant(
         "user-vector-outside-the-clip",

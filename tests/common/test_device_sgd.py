@@ -506,9 +506,14 @@ class TestFrozen:
         noise = dataclasses.replace(ONE_STEP, clip_norm=0.05, noise_multiplier=1.0)
         device = DeviceSgd(model, noise, LOCAL, frozenset({"bias.weight"}))
         drawn: list[int] = []
+        add = Noise.add
+
+        def count(self: Noise, total: Float64, stddev: float) -> Float64:
+            drawn.append(total.size)
+            return add(self, total, stddev)
+
         with pytest.MonkeyPatch.context() as patch:
-            add = Noise.add
-            patch.setattr(Noise, "add", lambda self, total, std: [drawn.append(total.size), add(self, total, std)][1])
+            patch.setattr(Noise, "add", count)
             update = device.train(weights, History.of([5]), np.random.default_rng(0))
         assert update.keys() == {"item.weight"}
         assert sum(drawn) == 4 + 4 * N_ITEMS  # the person's vector and the item vectors

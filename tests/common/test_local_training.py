@@ -202,7 +202,9 @@ class TestParts:
         frozen = {key for key in whole if key.startswith(held)}
         assert frozen
         assert part.keys() == learner.shapes(state).keys() == whole.keys() - frozen
-        total = learner.partial_sum(state, Interactions.of([HISTORIES[0]], N_ITEMS), Clip(0.01), lambda _: rng())
+        total = learner.partial_sum(
+            state, Interactions.of([HISTORIES[0].tolist()], N_ITEMS), Clip(0.01), lambda _: rng()
+        )
         assert total.keys() == part.keys()
         after = learner.apply(state, {key: np.ones_like(v, np.float32) for key, v in total.items()}, 1.0)
         assert all(np.array_equal(after[key], state[key]) for key in frozen)
@@ -212,7 +214,7 @@ class TestParts:
     def test_a_clip_is_spent_on_what_trains(self, name: str) -> None:
         table = {"mf": "item", "neumf": "item_product", "gru": "item"}[name]
         learner, state, _ = self.update(name, freeze=(table,))
-        one = Interactions.of([HISTORIES[0]], N_ITEMS)
+        one = Interactions.of([HISTORIES[0].tolist()], N_ITEMS)
         found = learner.partial_sum(state, one, Clip(0.01), lambda _: rng())
         assert norm(found) == pytest.approx(0.01, rel=1e-4)
 
@@ -224,9 +226,9 @@ class TestParts:
         plain, _ = self.learner(name)
         for one in (learner, plain):
             object.__setattr__(one.config, "local", small)
-            for part in one.model.modules():
-                if isinstance(part, torch.nn.Dropout):
-                    part.p = 0.0
+            for layer in one.model.modules():
+                if isinstance(layer, torch.nn.Dropout):
+                    layer.p = 0.0
         full = {n: v.numpy() for n, v in learner._whole(state).items()}
         history = History.of(HISTORIES[0].tolist())
         found = learner.contribution(state, history, rng())
@@ -246,7 +248,7 @@ class TestParts:
     def test_an_adapter_changes_nothing_at_first_and_sends_few_numbers(self, name: str) -> None:
         with_one, plain = self.learner(name, adapter=1)[0], self.learner(name)[0]
         state, other = with_one.init(Streams(5)), plain.init(Streams(5))
-        people = Interactions.of(HISTORIES, N_ITEMS)
+        people = Interactions.of([h.tolist() for h in HISTORIES], N_ITEMS)
         np.testing.assert_array_equal(with_one.scores(state, people), plain.scores(other, people))
         tables = adapters.tables(with_one.model)
         size = {key: math.prod(shape) for key, shape in with_one.shapes(state).items()}

@@ -125,8 +125,9 @@ def sized(n_users: int, mu: float) -> tuple[AlsConfig, tuple[SumSpec, SumSpec, S
     else:
         counts, matrix, statistics = split(mu, sweeps)
         head, dims = max(50, min(1600, round(10 * math.sqrt(signal)))), max(8, min(48, round(math.sqrt(signal) / 6)))
-    stddev = {"counts_stddev": counts.noise_multiplier, "noise_stddev": matrix.noise_multiplier}
-    start = CooccurrenceConfig(head=head, dims=dims, **stddev)
+    start = CooccurrenceConfig(
+        head=head, dims=dims, counts_stddev=counts.noise_multiplier, noise_stddev=matrix.noise_multiplier
+    )
     return AlsConfig(start=start, noise_stddev=statistics.noise_multiplier), (counts, matrix, statistics)
 
 
