@@ -42,6 +42,8 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("clip", float, "L2 bound on an update (unit user) or a sample's gradient (unit interaction)"),
     ("clip-quantile", float, "let the clip follow this quantile of updates' norms (unit user)"),
     ("row-clip", float, "L2 bound on each item's row of an update: bounds what one person does to one item"),
+    ("counts-share", float, "of co-occurrence's budget μ², the share of the counts"),
+    ("as-if-users", int, "noise as this many people would get, for research: the people in the data get a larger ε"),
     ("k-core", int, "keep users and items with at least so many interactions (uncharged)"),
     ("seed", int, "of everything random"),
     ("nodes", int, "Flower nodes that share the users"),

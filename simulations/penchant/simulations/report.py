@@ -144,7 +144,7 @@ def _row(run: Record) -> dict[str, Any]:
         "coverage": tables.percent(metrics["coverage@10"], 1),
         "novelty": f"{metrics['novelty@10']:.1f}",
         "bound": tables.bound(privacy) if privacy else [],
-        "note": "" if privacy else run.get("privacy_note") or "exact, not private",
+        "note": tables.imitates(run) if privacy else run.get("privacy_note") or "exact, not private",
         "seconds": tables.duration(run.get("seconds")),
         "clients_per_second": _short(run.get("clients_per_second")),
         "up": _size(run.get("bytes_up")),
@@ -260,7 +260,7 @@ def _by_unit(runs: Sequence[Record], unit: str) -> Picture:
         title=f"Privacy, unit {unit}",
         drawings=tuple(drawings),
         caption=caption + "The guarantees are:",
-        guarantees=tuple((run["name"], tables.guarantee(run["privacy"])) for run in private),
+        guarantees=tuple((run["name"], tables.promise(run)) for run in private),
     )
 
 

@@ -102,6 +102,16 @@ def guarantee(privacy: Record) -> str:
     return f"ε = {eps} at δ = {delta}; " + "; ".join(f"{name}: {words}" for name, words in rest)
 
 
+def promise(run: Record) -> str:
+    """The whole guarantee of a row, with whom its noise imitates where it was scaled."""
+    return guarantee(run["privacy"]) + (f"; {imitates(run)}" if imitates(run) else "")
+
+
+def imitates(run: Record) -> str:
+    """Whose noise a row has where it was scaled (`--as-if-users`), in words; "" where it was not."""
+    return str((run.get("as_if") or {}).get("note", ""))
+
+
 def standing(difference: Record) -> Standing:
     """Where an interval lies: above 0, below 0, or "unclear" because it contains 0."""
     if difference["low"] > 0:
@@ -130,7 +140,7 @@ def findings(results: Record) -> list[tuple[str, str]]:
         best = max(rows, key=_ndcg)
         rank = "the only row" if len(rows) == 1 else f"the most accurate of {len(rows)} rows"
         sentence = _sentence(f"{best['name']}, {rank} private at the {unit} level,", best)
-        found.append((sentence, guarantee(best["privacy"])))
+        found.append((sentence, promise(best)))
     return found
 
 
@@ -164,7 +174,7 @@ def results_table(results: Record) -> Table:
             _with_interval(run),
             percent(run["metrics"]["hr@10"], 1),
             *(_difference(against.get(floor)) for floor in FLOORS),
-            notes.cell(run.get("privacy")),
+            notes.cell(run),
             duration(run.get("seconds")),
         ]
         table.add_row(*map(Text, cells))
@@ -213,7 +223,7 @@ def compare_table(
             _label(row, 12),
             *(_with_interval(run) if run else NONE for run in pair),
             _difference(known, interval=True),
-            *(notes.cell(run.get("privacy")) if run else NONE for run in pair),
+            *(notes.cell(run) if run else NONE for run in pair),
         ]
         table.add_row(*map(Text, cells))
     lines = []
@@ -254,10 +264,10 @@ class _Notes:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def cell(self, privacy: Record | None) -> str:
-        if not privacy:
+    def cell(self, run: Record) -> str:
+        if not (privacy := run.get("privacy")):
             return NONE
-        note = self._numbers.setdefault(guarantee(privacy), len(self._numbers) + 1)
+        note = self._numbers.setdefault(promise(run), len(self._numbers) + 1)
         return f"{epsilon(privacy['epsilon'])} {privacy['unit']} ({note})"
 
     def lines(self) -> list[str]:
