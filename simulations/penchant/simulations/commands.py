@@ -132,14 +132,14 @@ def _what_to_run(args: argparse.Namespace) -> tuple[Any, SimulationConfig]:
     base = read_config(args.config) if args.config else SimulationConfig()
     settings = dataclasses.replace(base, **given)
     if settings.data == "embedded" and "data" not in given and args.config is None:
-        settings = _embedded_or_synthetic(settings)
-    path = args.out or _new_folder(Path("runs"))
+        settings = embedded_or_synthetic(settings)
+    path = args.out or new_folder(Path("runs"))
     if args.out and (args.out / "config.toml").exists():
         raise InvalidConfig(f"{path} already holds a run: take another --out, or --resume {path}")
     return RunFolder(path), settings
 
 
-def _embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
+def embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
     """Without the MovieLens distribution, a synthetic population, and a word on how to get the other."""
     import importlib.util
 
@@ -153,7 +153,7 @@ def _embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
     return dataclasses.replace(settings, data="synthetic")
 
 
-def _new_folder(parent: Path) -> Path:
+def new_folder(parent: Path) -> Path:
     import time
 
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -156,7 +156,7 @@ def results_table(results: Record) -> Table:
         MalformedData: an ε lacks what it needs beside it.
     """
     data, split = results["data"], results["split"]
-    table = _table(f"{data['name']}, {split['name']}, {split['scored_users']:,} people scored")
+    table = plain_table(f"{data['name']}, {split['name']}, {split['scored_users']:,} people scored")
     table.add_column("", overflow="fold")
     for title in ("NDCG@10\n%", "HR@10\n%", "vs popu-\nlarity", "vs no-\nsharing"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -173,7 +173,7 @@ def results_table(results: Record) -> Table:
             _label(run["name"]),
             _with_interval(run),
             percent(run["metrics"]["hr@10"], 1),
-            *(_difference(against.get(floor)) for floor in FLOORS),
+            *(less(against.get(floor)) for floor in FLOORS),
             notes.cell(run),
             duration(run.get("seconds")),
         ]
@@ -206,7 +206,7 @@ def compare_table(
         MalformedData: an ε lacks what it needs beside it.
     """
     reasons = differing(a, b)
-    table = _table("\n".join([f"{names[0]} and {names[1]}", *(f"NOT COMPARABLE: {reason}" for reason in reasons)]))
+    table = plain_table("\n".join([f"{names[0]} and {names[1]}", *(f"NOT COMPARABLE: {reason}" for reason in reasons)]))
     table.add_column("", overflow="fold", min_width=12)
     for name in names:
         table.add_column(f"NDCG@10 %\n{name}", justify="right")
@@ -222,7 +222,7 @@ def compare_table(
         cells = [
             _label(row, 12),
             *(_with_interval(run) if run else NONE for run in pair),
-            _difference(known, interval=True),
+            less(known, interval=True),
             *(notes.cell(run) if run else NONE for run in pair),
         ]
         table.add_row(*map(Text, cells))
@@ -274,7 +274,8 @@ class _Notes:
         return [f"({note}) {text}" for text, note in self._numbers.items()]
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in this style: its title, and a rule under the headings only."""
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -307,7 +308,8 @@ def _with_interval(run: Record) -> str:
     return percent(_ndcg(run)) + half
 
 
-def _difference(difference: Record | None, *, interval: bool = False) -> str:
+def less(difference: Record | None, *, interval: bool = False) -> str:
+    """A paired difference in points with its mark; "–" where there is none."""
     if difference is None:
         return NONE
     half = f" ±{percent((difference['high'] - difference['low']) / 2)}" if interval else ""
