@@ -52,13 +52,29 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
 )
 
 
-def _configure_simulate(parser: argparse.ArgumentParser) -> None:
+def configure_simulation(parser: argparse.ArgumentParser) -> None:
+    """The options that decide a simulation; `given` reads them back."""
     for name, kind, words in _OPTIONS:
         parser.add_argument(f"--{name}", type=kind, help=words)
     parser.add_argument(
         "--rating-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="lowest and highest rating"
     )
     parser.add_argument("--skip-bad-rows", action="store_true", default=None, help="count malformed rows and go on")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of SimulationConfig that were given."""
+    from penchant.simulations.settings import SimulationConfig
+
+    fields = {f.name for f in dataclasses.fields(SimulationConfig)}
+    found = {k: v for k, v in vars(args).items() if k in fields and v is not None}
+    if "rating_scale" in found:
+        found["rating_scale"] = tuple(found["rating_scale"])
+    return found
+
+
+def _configure_simulate(parser: argparse.ArgumentParser) -> None:
+    configure_simulation(parser)
     parser.add_argument(
         "--sampled-negatives", action="store_true", default=None, help="also report the 99-sampled-negatives protocol"
     )
@@ -120,18 +136,15 @@ def _what_to_run(args: argparse.Namespace) -> tuple[Any, SimulationConfig]:
     from penchant.simulations.runs import RunFolder, read_config
     from penchant.simulations.settings import SimulationConfig
 
-    fields = {f.name for f in dataclasses.fields(SimulationConfig)}
-    given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
-    if "rating_scale" in given:
-        given["rating_scale"] = tuple(given["rating_scale"])
+    options = given(args)
     if args.resume is not None:
-        if given or args.config or args.out:
+        if options or args.config or args.out:
             raise InvalidConfig("--resume goes on with what the run was started with: give no other option")
         folder = RunFolder(args.resume)
         return folder, folder.read_config()
     base = read_config(args.config) if args.config else SimulationConfig()
-    settings = dataclasses.replace(base, **given)
-    if settings.data == "embedded" and "data" not in given and args.config is None:
+    settings = dataclasses.replace(base, **options)
+    if settings.data == "embedded" and "data" not in options and args.config is None:
         settings = embedded_or_synthetic(settings)
     path = args.out or new_folder(Path("runs"))
     if args.out and (args.out / "config.toml").exists():
@@ -154,6 +167,7 @@ def embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
 
 
 def new_folder(parent: Path) -> Path:
+    """One that is not there yet, named by date and time."""
     import time
 
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -159,11 +159,10 @@ def cells(wanted: FrontierConfig, n_users: int) -> Iterator[Cell]:
         exact = {name: value for name, value in options.items() if name not in _OF_PRIVACY}
         for epsilon in wanted.epsilons:
             for seed in range(base.seed, base.seed + wanted.seeds):
-                if epsilon == math.inf:
-                    settings = replace(base, seed=seed, unit="none", **exact)
-                else:
-                    private = {"unit": "user", "epsilon": epsilon, "delta": delta, "as_if_users": wanted.as_if_users}
-                    settings = replace(base, seed=seed, **private, **options)
+                settings = replace(base, seed=seed, unit="none", **exact)
+                if epsilon < math.inf:
+                    budget: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "as_if_users": wanted.as_if_users}
+                    settings = replace(base, seed=seed, unit="user", **budget, **options)
                 found = [row for row in rows(settings) if row.kind == "federated"]
                 if len(found) != 1:
                     raise InvalidConfig(f"learner {learner} is {len(found)} rows at ε = {epsilon:g}, not one")

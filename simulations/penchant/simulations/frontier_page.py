@@ -97,8 +97,8 @@ def imitated(record: Record) -> str:
     if not record["as_if_users"]:
         return ""
     return (
-        f"Noise as for {record['as_if_users']:,} people: a research figure. Noise is scaled and data is not, so the "
-        f"{record['split']['participants']:,} people of this data have the ε that stands beside, not the one it imitates."
+        f"Noise as for {record['as_if_users']:,} people: a research figure. Noise is scaled and data is not: the "
+        f"{record['split']['participants']:,} people of this data have the ε that stands beside, not what it imitates."
     )
 
 
@@ -170,7 +170,7 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
     drawn = Figure(figsize=(WIDTH / 72, height / 72), facecolor=colours.paper)
     box = (LEFT / WIDTH, below / height, (WIDTH - LEFT - RIGHT) / WIDTH, HEIGHT / height)
     axes = drawn.add_axes(box, facecolor=colours.paper)
-    places = _places(axes, lines)
+    places, step = _places(axes, lines)
     labels: list[tuple[float, str, str, float]] = []
     highest = 0.0
     for line in lines:
@@ -191,14 +191,15 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
         colour, marker, dash = (
             colours.series[i % len(colours.series)],
             MARKERS[i % len(MARKERS)],
-            DASHES[i % len(DASHES)],
+            DASHES[(i + i // len(colours.series)) % len(DASHES)],
         )
         own = sorted((line for line in lines if line["kind"] == "learner" and line["name"] == name), key=_order)
-        at = [places[_asked(line)] for line in own]
-        found = [_percent(line) for line in own]
+        aside = 0.5 * step * ((i + 0.5) / len(learners) - 0.5)  # at ∞ all would stand on one another
+        at = [places[_asked(line)] + (aside if line["epsilon"] is None else 0.0) for line in own]
+        each = [_percent(line) for line in own]
         finite = sum(line["epsilon"] is not None for line in own)
         for part in (slice(0, finite), slice(finite, None)):  # ∞ is a place, not a number: no band leads there
-            shown = found[part]
+            shown = each[part]
             if len(shown) == 1:
                 axes.plot([at[part][0]] * 2, [shown[0].low, shown[0].high], color=colour, linewidth=5, alpha=0.2)
             else:
@@ -219,11 +220,11 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
             )
         if 0 < finite < len(own):
             ends = slice(finite - 1, finite + 1)
-            axes.plot(at[ends], [x.mean for x in found[ends]], color=colour, linewidth=0.8, linestyle=(0, (1, 2.5)))
+            axes.plot(at[ends], [x.mean for x in each[ends]], color=colour, linewidth=0.8, linestyle=(0, (1, 2.5)))
         if own:
             reach = (at[-1] - axes.get_xlim()[0]) / (axes.get_xlim()[1] - axes.get_xlim()[0])
-            labels.append((found[-1].mean, name, colour, reach))
-            highest = max(highest, *(x.high for x in found))
+            labels.append((each[-1].mean, name, colour, reach))
+            highest = max(highest, *(x.high for x in each))
     axes.set_ylim(0, 1.06 * highest or 1)
     _name(axes, labels)
     axes.set_title("NDCG@10, %")
@@ -239,8 +240,8 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
     return drawn
 
 
-def _places(axes: Axes, lines: Sequence[Record]) -> dict[str, float]:
-    """Sets the axis of ε and returns where each value stands: its logarithm, and ∞ past a gap."""
+def _places(axes: Axes, lines: Sequence[Record]) -> tuple[dict[str, float], float]:
+    """Sets the axis of ε: where each value stands, its logarithm and ∞ past a gap, and the step that gap is made of."""
     own = {_asked(line): line for line in lines if line["kind"] == "learner"}
     finite = sorted(float(line["epsilon"]) for line in own.values() if line["epsilon"] is not None)
     places = {f"{e:g}": math.log2(e) for e in finite}
@@ -250,8 +251,8 @@ def _places(axes: Axes, lines: Sequence[Record]) -> dict[str, float]:
         axes.axvline(places["∞"] - 0.65 * step, color=axes.xaxis.label.get_color(), linewidth=0.5, alpha=0.35)
     words = [f"{asked}\n({epsilon_words(own[asked])})" if own[asked].get("as_if") else asked for asked in places]
     axes.set_xticks(list(places.values()), words)
-    axes.set_xlim(min(places.values()) - 0.25 * step, max(places.values()) + 0.25 * step)
-    return places
+    axes.set_xlim(min(places.values()) - 0.25 * step, max(places.values()) + 0.35 * step)
+    return places, step
 
 
 def _name(axes: Axes, labels: Sequence[tuple[float, str, str, float]]) -> None:

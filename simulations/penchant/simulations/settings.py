@@ -468,3 +468,57 @@ def _fedavg_interaction(row: Row, settings: SimulationConfig, n_users: int, unch
 def _local(settings: SimulationConfig, model: str) -> dict[str, Any]:
     lr = settings.lr or (0.5 if reads_history(model) else 0.05)
     return {"epochs": settings.local_epochs or 1, "lr": lr}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """One public setting that `penchant sweep` may choose.
+
+    Attributes:
+        name: a field of SimulationConfig, or `settings.` and the path of a learner's own setting.
+        low, high: its ends; both whole numbers, or neither.
+        log: whether it is drawn evenly on a logarithmic scale.
+        units: with which of them it means anything.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    units: tuple[Unit, ...] = ("user", "none")
+
+    def applied(self, settings: SimulationConfig, value: float) -> SimulationConfig:
+        """The simulation with this value of the setting."""
+        first, *path = self.name.split(".")
+        if not path:
+            return replace(settings, **{first: value})
+        table: Any = value
+        for key in reversed(path):
+            table = {key: table}
+        return replace(settings, settings=_laid_over(settings.settings or {}, table))
+
+
+_TASTE = (
+    Range(name="settings.taste.decay", low=0.3, high=1.0),
+    Range(name="settings.taste.popularity", low=0.01, high=10.0, log=True),
+)
+SPACES: Mapping[str, tuple[Range, ...]] = {
+    "cooccurrence": (
+        Range(name="settings.head", low=50, high=2000, log=True),
+        Range(name="settings.dims", low=2, high=64, log=True),
+        Range(name="settings.window", low=1, high=50, log=True),
+        Range(name="settings.content", low=0.0, high=2.0),
+        Range(name="counts_share", low=0.02, high=0.5, log=True, units=("user",)),
+        *_TASTE,
+    ),
+    "fedavg": (
+        Range(name="rounds", low=1, high=40, log=True),
+        Range(name="local_epochs", low=1, high=4),
+        Range(name="lr", low=1e-3, high=2.0, log=True),
+        Range(name="clip", low=0.01, high=2.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=1.0, high=2000.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=3e-3, high=0.3, log=True, units=("none",)),
+        *_TASTE,
+    ),
+}
+"""What may be chosen of each learner; all of it is public, and none of it decides ε."""
