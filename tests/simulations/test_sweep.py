@@ -129,7 +129,7 @@ def test_a_setting_that_was_given_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_the_learner_refuses_is_told_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SPACES, "cooccurrence", (Range(name="settings.window", low=-3, high=0),))  # type: ignore[attr-defined]  # a dict
+    monkeypatch.setitem(SPACES, "cooccurrence", (Range(name="settings.window", low=-3, high=0),))
     found = sweep(replace(WANTED, trials=2), tmp_path / "run")
     assert [trial["value"] for trial in found["trials"]] == [None, None]
     assert all("window and dims ≥ 1" in trial["refused"] for trial in found["trials"])

@@ -490,9 +490,9 @@ class Range:
     def applied(self, settings: SimulationConfig, value: float) -> SimulationConfig:
         """The simulation with this value of the setting."""
         first, *path = self.name.split(".")
-        if not path:
-            return replace(settings, **{first: value})
         table: Any = value
+        if not path:
+            return replace(settings, **{first: table})
         for key in reversed(path):
             table = {key: table}
         return replace(settings, settings=_laid_over(settings.settings or {}, table))

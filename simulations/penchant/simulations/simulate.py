@@ -42,11 +42,9 @@ from penchant.simulations.data.loaders import load
 from penchant.simulations.data.synthetic import Synthetic
 from penchant.simulations.engine import Population
 from penchant.simulations.evaluation import (
-    Evaluation,
+    Resamples,
     Scorer,
-    confidence,
     evaluate,
-    paired_difference,
     sampled_metrics,
 )
 from penchant.simulations.runs import SCHEMA_VERSION, RunFolder
@@ -285,6 +283,9 @@ class _Run:
             scorer, extra = self._federated(row, plan)
         seconds = extra.pop("seconds", time.perf_counter() - started)
         found = evaluate(scorer, self.split.history, self.split.targets, popularity=self.popularity)
+        floors = self._floors_before(row)
+        others = {f"floor {name}": self.floors.per_user(name)[METRIC] for name in floors}
+        resamples = Resamples.of({**found.per_user, **others}, seed=self.settings.seed)
         out = {
             "name": row.name,
             "kind": row.kind,
@@ -292,8 +293,8 @@ class _Run:
             "model": row.model,
             "data_digest": self.digest,
             "metrics": dict(found.overall),
-            "ci95": self._intervals(found),
-            "against_floors": self._against_floors(row, found),
+            "ci95": {name: [(one := resamples.mean(name)).low, one.high] for name in found.per_user},
+            "against_floors": {name: asdict(resamples.difference(METRIC, f"floor {name}")) for name in floors},
             "privacy": None,
             "privacy_note": "exact: not private",
             "buckets": {kind: {k: dict(v) for k, v in b.items()} for kind, b in found.buckets.items()},
@@ -418,19 +419,10 @@ class _Run:
         scorer = _Released(learner, Learner.released(state))
         return evaluate(scorer, history, targets, popularity=self.popularity, ks=(10,)).overall[METRIC]
 
-    def _intervals(self, found: Evaluation) -> dict[str, list[float]]:
-        seed = self.settings.seed
-        return {name: list(confidence(values, seed=seed)) for name, values in found.per_user.items()}
-
-    def _against_floors(self, row: Row, found: Evaluation) -> dict[str, dict[str, float]]:
-        """Paired differences over people; a floor is compared with the one before it."""
-        out = {}
-        for floor in ("popularity", "no-sharing"):
-            if floor == row.name:
-                break
-            other = self.floors.per_user(floor)[METRIC]
-            out[floor] = asdict(paired_difference(found.per_user[METRIC], other, seed=self.settings.seed))
-        return out
+    def _floors_before(self, row: Row) -> list[str]:
+        """What this row is compared with: both floors, and a floor with the one before it."""
+        floors = ["popularity", "no-sharing"]
+        return floors[: floors.index(row.name)] if row.name in floors else floors
 
     def results(self, done: list[dict[str, Any]], plans: Mapping[str, Federated]) -> dict[str, Any]:
         data, parts = self.data, self.split
