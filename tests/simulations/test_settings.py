@@ -413,6 +413,7 @@ def test_a_head_as_for_other_people_is_as_long_as_theirs() -> None:
 def test_what_is_imitated_is_said_before_the_whole_guarantee_of_the_people_in_the_data() -> None:
     scaled, promise = as_if(AS_IF, 943), federated(COOCCURRENCE, AS_IF, 943).plan.guarantee()
     assert scaled == AsIf(users=6040, epsilon=3.0, delta=1e-5)
+    assert scaled is not None
     words = scaled.note(943, promise)
     assert words.startswith("noise as for 6,040 people at ε = 3: a research figure; for these 943 people ε = 2")
     assert words.endswith(str(promise))
