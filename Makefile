@@ -47,7 +47,7 @@ lint: install-dev ## ruff, mypy and pyright
 	$(BIN)/pyright
 
 results: install-dev ## compute the tables in the documentation again
-	$(BIN)/python -m penchant.simulations.results
+	$(BIN)/python -m penchant.simulations.results --jobs $(JOBS)
 
 constraints: install-dev ## write constraints.txt from what is installed
 	$(BIN)/python scripts/write_constraints.py

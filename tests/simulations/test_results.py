@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from penchant.common.errors import InvalidConfig, MissingExtra
 from penchant.simulations import results
-from penchant.simulations.results import Study, page, run, studies, table
+from penchant.simulations.frontier import FrontierConfig
+from penchant.simulations.results import FrontierStudy, Study, page, run, studies, table
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.settings import SimulationConfig, rows
 
@@ -161,6 +163,29 @@ def test_the_studies_have_names_of_their_own_and_the_same_data_for_every_seed() 
     found = studies()
     assert len({study.name for study in found}) == len(found)
     for study in found:
+        if isinstance(study, FrontierStudy):
+            continue
         assert not study.config.data.startswith("synthetic") or "seed=" in study.config.data
         names = [row.name for row in rows(study.config)]
         assert all(name in names for ratio in study.ratios for name in ratio)
+
+
+def test_a_frontier_is_a_study_whose_figure_stands_beside_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = SimulationConfig(data="synthetic:users=24,items=40,interactions=10,topics=8,seed=0", nodes=1)
+    config = FrontierConfig(base=base, learners=("cooccurrence",), epsilons=(8.0, math.inf), seeds=2, references=())
+    monkeypatch.setattr(results, "studies", lambda: (FrontierStudy("frontier-tiny", "Tiny", "Small.", config),))
+    out = tmp_path / "docs" / "results.md"
+    where = ["--runs", str(tmp_path / "runs"), "--out", str(out)]
+    assert results.main(["--only", "frontier-tiny", *where]) == 0
+    printed = capsys.readouterr().out
+    assert not out.parent.exists()
+    assert results.main(where) == 0
+    text = out.read_text(encoding="utf-8")
+    assert printed.strip() in text
+    (figure,) = re.findall(r"\((figures/[^)]*)\)", text)
+    assert (out.parent / figure).read_text(encoding="utf-8").startswith("<?xml")
+    with pytest.raises(SystemExit):
+        results.main(["--only", "frontier-tinny", *where])
+    assert "did you mean 'frontier-tiny'" in capsys.readouterr().err

@@ -19,14 +19,17 @@ from penchant.common.learners import registry
 from penchant.common.learners.neural.models import MF, MODELS, Recipe, Recurrent, reads_history
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
-from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.streams import Streams
 from penchant.simulations.settings import (
+    BY_HAND,
     PROFILES,
     UNCHARGED,
+    AsIf,
     Federated,
     Row,
     SimulationConfig,
+    as_if,
     epsilon_and_delta,
     federated,
     rows,
@@ -91,6 +94,19 @@ def named(found: list[Row]) -> list[str]:
         ({"learner": "cooccurrence", "local_epochs": 3}, "drop --local-epochs"),
         ({"learner": "cooccurrence", "lr": 0.1}, "drop --lr"),
         ({"learner": "cooccurrence", "clip": 0.1}, "drop --clip"),
+        # noise scaled for other people
+        ({"as_if_users": 6040}, "take --unit user"),
+        ({"as_if_users": 6040, "unit": "none"}, "take --unit user"),
+        ({"as_if_users": 6040, "unit": "interaction"}, "take --unit user"),
+        ({"as_if_users": 0, "unit": "user"}, "as_if_users must be a whole number ≥ 1"),
+        ({"as_if_users": 6040, "unit": "user", "sampling": "poisson"}, "drop --sampling"),
+        ({"as_if_users": 6040, "unit": "user", "noise_multiplier": 1.0}, "give one of them"),
+        # settings of a learner
+        ({"settings": {"head": 3}}, "give --learner"),
+        ({"learner": "cooccurrence", "settings": {"noise_stddev": 0.0}}, "settings.noise_stddev follows from"),
+        ({"learner": "fedavg", "settings": {"device": {"rate": 0.1}}}, "settings.device follows from the privacy plan"),
+        ({"counts_share": 0.2}, "take --learner cooccurrence"),
+        ({"counts_share": 1.0, "learner": "cooccurrence"}, "counts_share must be in (0, 1)"),
         # unknown names
         ({"learner": "fedvag"}, "unknown learner 'fedvag'; did you mean 'fedavg'?"),
         ({"learner": "co-occurrence"}, "did you mean 'cooccurrence'?"),
@@ -497,3 +513,91 @@ def test_settings_come_back_from_a_file() -> None:
         config.decode(SimulationConfig, {"epslion": 3.0})
     with pytest.raises(InvalidConfig, match="SimulationConfig"):
         config.decode(SimulationConfig, {"epsilon": "much"})
+
+
+# ----------------------------------------------------------------------------------- noise scaled for other people
+
+
+AS_IF = SimulationConfig(unit="user", as_if_users=6040, **BUDGET)
+HERE = replace(AS_IF, as_if_users=None)
+
+
+@pytest.mark.parametrize("row", [COOCCURRENCE, USER_DP, replace(USER_DP, model="gru")], ids=lambda row: row.model)
+def test_noise_as_for_other_people_is_theirs_over_how_many_more_they_are_and_epsilon_is_what_that_costs_here(
+    row: Row,
+) -> None:
+    scaled = federated(row, AS_IF, 943)
+    assert noise(scaled) * 6040 / 943 == pytest.approx(noise(federated(row, HERE, 943)), rel=1e-6)
+    promise = scaled.plan.guarantee()
+    assert promise is not None
+    mu = gaussian.mu_of(3.0, 1e-5) * 6040 / 943
+    assert promise.epsilon == pytest.approx(gaussian.epsilon_of(mu, 1e-5), rel=1e-6)
+    assert promise.epsilon > 25  # these 943 people have nothing like ε = 3, and are told so
+
+
+def test_a_head_as_for_other_people_is_as_long_as_theirs() -> None:
+    many = federated(COOCCURRENCE, replace(HERE, delta=1e-5), 6040).settings
+    assert federated(COOCCURRENCE, AS_IF, 943).settings["head"] == many["head"]
+
+
+def test_what_is_imitated_is_said_before_the_whole_guarantee_of_the_people_in_the_data() -> None:
+    scaled, promise = as_if(AS_IF, 943), federated(COOCCURRENCE, AS_IF, 943).plan.guarantee()
+    assert scaled == AsIf(users=6040, epsilon=3.0, delta=1e-5)
+    assert scaled is not None
+    words = scaled.note(943, promise)
+    assert words.startswith("noise as for 6,040 people at ε = 3: a research figure; for these 943 people ε = 2")
+    assert words.endswith(str(promise))
+    assert as_if(HERE, 943) is None
+
+
+def test_a_delta_that_the_imitated_people_could_not_have_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="not below 1/200000: take --delta 1e-07"):
+        federated(COOCCURRENCE, replace(AS_IF, as_if_users=200_000), 943)
+
+
+# ------------------------------------------------------------------------------------------ settings of a learner
+
+
+def test_given_settings_lie_over_the_rows_own_and_reach_the_plan_that_binds_a_device() -> None:
+    given = SimulationConfig(learner="fedavg", unit="interaction", settings={"local": {"lr": 0.125}}, **BUDGET)
+    made, plain = federated(OPACUS, given, 100), federated(OPACUS, replace(given, settings=None), 100)
+    assert made.settings["local"]["lr"] == 0.125
+    assert made.settings["local"]["epochs"] == plain.settings["local"]["epochs"]
+    assert made.settings["device"] == plain.settings["device"]
+    assert made.plan.task == task_digest("fedavg", made.settings) != plain.plan.task
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"windw": 3}, "did you mean 'window'?"),
+        ({"window": 0}, "window and dims ≥ 1"),
+        ({"taste": 3}, "'taste' must be a table"),
+        ({"taste": {"decay": 2.0}}, "decay must be in"),
+    ],
+)
+def test_a_setting_that_the_learner_lacks_or_refuses_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        federated(COOCCURRENCE, SimulationConfig(learner="cooccurrence", settings=given), 100)
+    assert words in str(caught.value)
+
+
+def test_how_settings_were_chosen_stands_beside_every_epsilon_and_so_does_not_knowing_it() -> None:
+    def uncharged(**given: Any) -> tuple[str, ...]:
+        return federated(COOCCURRENCE, SimulationConfig(learner="cooccurrence", **given), 100).plan.uncharged
+
+    assert BY_HAND in uncharged(settings={"window": 5})
+    tuned = "settings were tuned on somebody"
+    assert tuned in uncharged(settings={"window": 5}, tuned=tuned)
+    assert BY_HAND not in uncharged(settings={"window": 5}, tuned=tuned)
+    assert tuned in uncharged(tuned=tuned)
+    assert not {tuned, BY_HAND} & set(uncharged())
+
+
+def test_the_counts_share_divides_the_budget_and_leaves_epsilon_as_it_was() -> None:
+    given = SimulationConfig(learner="cooccurrence", counts_share=0.4, **BUDGET)
+    counts, matrix = federated(COOCCURRENCE, given, 100).plan.sums
+    assert (matrix.noise_multiplier / counts.noise_multiplier) ** 2 == pytest.approx(0.4 / 0.6)
+    promise = federated(COOCCURRENCE, given, 100).plan.guarantee()
+    assert promise is not None
+    assert 2.99 < promise.epsilon <= 3.0

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners.contract import State
+from penchant.common.privacy import gaussian
 from penchant.common.privacy.ledger import Entry, Ledger
 from penchant.common.privacy.plan import PrivacyPlan
 from penchant.server.rounds import Progress, Rounds
@@ -23,8 +24,18 @@ from penchant.simulations import engine
 from penchant.simulations.data.loaders import load
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.settings import Federated, SimulationConfig, rows
-from penchant.simulations.simulate import Watch, digest, learner_of, simulate, torch_device
+from penchant.simulations.simulate import (
+    Watch,
+    digest,
+    learner_of,
+    on_validation,
+    one_row,
+    prepare,
+    simulate,
+    torch_device,
+)
 from penchant.simulations.splits import split
+from penchant.simulations.tables import results_table
 
 TINY = SimulationConfig(data="synthetic:users=24,items=40,interactions=10,topics=8,seed=0", rounds=4, nodes=2)
 FEDERATED = [row.name for row in rows(TINY) if row.kind == "federated"]
@@ -504,3 +515,48 @@ def test_a_simulation_gives_torch_its_threads_back_even_where_it_fails(
         assert within == [1]
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_row_with_scaled_noise_says_whom_it_imitates_beside_the_epsilon_of_the_people_in_the_data(
+    tmp_path: Path,
+) -> None:
+    asked = replace(TINY, learner="cooccurrence", unit="user", rounds=None, as_if_users=480, epsilon=1.0, delta=1e-5)
+    done = play(asked, tmp_path / "run")
+    row = done.results["runs"][-1]
+    assert row["as_if"] == {"users": 480, "epsilon": 1.0, "delta": 1e-5, "note": row["privacy_note"].split(";")[0]}
+    assert row["privacy_note"].startswith("noise as for 480 people at ε = 1: a research figure; for these 24 people ε")
+    mu = 20 * gaussian.mu_of(1.0, 1e-5)
+    assert row["privacy"]["epsilon"] == pytest.approx(gaussian.epsilon_of(mu, 1e-5))
+    with done.folder.ledger("co-occurrence", plan_in(done)) as ledger:  # what was charged is no research figure
+        assert ledger.spent().epsilon == pytest.approx(row["privacy"]["epsilon"])
+    manifest = json.loads((done.path / "models" / "co-occurrence.json").read_text(encoding="utf-8"))
+    assert (manifest["as_if"], manifest["privacy"]) == (row["as_if"], row["privacy"])
+    page = (done.path / "report.html").read_text(encoding="utf-8")
+    assert page.count(row["as_if"]["note"]) == 3  # the finding, the row, the figure
+    assert results_table(done.results).caption.plain.count(row["as_if"]["note"]) == 1  # type: ignore[union-attr]
+
+
+def plan_in(done: Done) -> PrivacyPlan:
+    manifest = json.loads((done.path / "models" / "co-occurrence.json").read_text(encoding="utf-8"))
+    return PrivacyPlan.from_json(manifest["plan"])
+
+
+def test_one_row_of_a_run_is_that_row_of_simulate_without_its_curve(whole: Done, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "one")
+    (row,) = [row for row in rows(TINY) if row.name == "fedavg+user-dp"]
+    found = plain(one_row(row, TINY, prepare(TINY), folder, whole.folder))
+    (expected,) = [run for run in whole.results["runs"] if run["name"] == row.name]
+    for name in ("metrics", "ci95", "against_floors", "privacy", "privacy_note"):
+        assert found[name] == expected[name]
+    assert found["curve"] == []
+    assert folder.per_user(row.name)["ndcg@10"].tolist() == whole.folder.per_user(row.name)["ndcg@10"].tolist()
+
+
+def test_a_row_on_validation_never_reads_a_target() -> None:
+    settings = replace(TINY, learner="cooccurrence", rounds=None)
+    row, prepared = rows(settings)[-1], prepare(settings)
+    found = on_validation(row, settings, prepared, "ndcg@10")
+    parts = replace(prepared.split, targets=prepared.split.targets.select([]), history=prepared.split.train.select([]))
+    assert on_validation(row, settings, replace(prepared, split=parts), "ndcg@10") == found
+    with pytest.raises(InvalidConfig, match="did you mean 'ndcg@10'"):
+        on_validation(row, settings, prepared, "ndgc@10")

@@ -52,6 +52,8 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("freeze", _names, "weights that FedAvg leaves as they start, such as item or blocks,norm"),
     ("adapter", int, "rank of a map that FedAvg trains in place of item tables"),
     ("proximal", float, "μ of FedProx in local training"),
+    ("counts-share", float, "of co-occurrence's budget μ², the share of the counts"),
+    ("as-if-users", int, "noise as this many people would get, for research: the people in the data get a larger ε"),
     ("k-core", int, "keep users and items with at least so many interactions (uncharged)"),
     ("seed", int, "of everything random"),
     ("nodes", int, "Flower nodes that share the users"),
@@ -60,13 +62,29 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 )
 
 
-def _configure_simulate(parser: argparse.ArgumentParser) -> None:
+def configure_simulation(parser: argparse.ArgumentParser) -> None:
+    """The options that decide a simulation; `given` reads them back."""
     for name, kind, words in _OPTIONS:
         parser.add_argument(f"--{name}", type=kind, help=words)
     parser.add_argument(
         "--rating-scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="lowest and highest rating"
     )
     parser.add_argument("--skip-bad-rows", action="store_true", default=None, help="count malformed rows and go on")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of SimulationConfig that were given."""
+    from penchant.simulations.settings import SimulationConfig
+
+    fields = {f.name for f in dataclasses.fields(SimulationConfig)}
+    found = {k: v for k, v in vars(args).items() if k in fields and v is not None}
+    if "rating_scale" in found:
+        found["rating_scale"] = tuple(found["rating_scale"])
+    return found
+
+
+def _configure_simulate(parser: argparse.ArgumentParser) -> None:
+    configure_simulation(parser)
     parser.add_argument(
         "--sampled-negatives", action="store_true", default=None, help="also report the 99-sampled-negatives protocol"
     )
@@ -128,26 +146,23 @@ def _what_to_run(args: argparse.Namespace) -> tuple[Any, SimulationConfig]:
     from penchant.simulations.runs import RunFolder, read_config
     from penchant.simulations.settings import SimulationConfig
 
-    fields = {f.name for f in dataclasses.fields(SimulationConfig)}
-    given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
-    if "rating_scale" in given:
-        given["rating_scale"] = tuple(given["rating_scale"])
+    options = given(args)
     if args.resume is not None:
-        if given or args.config or args.out:
+        if options or args.config or args.out:
             raise InvalidConfig("--resume goes on with what the run was started with: give no other option")
         folder = RunFolder(args.resume)
         return folder, folder.read_config()
     base = read_config(args.config) if args.config else SimulationConfig()
-    settings = dataclasses.replace(base, **given)
-    if settings.data == "embedded" and "data" not in given and args.config is None:
-        settings = _embedded_or_synthetic(settings)
-    path = args.out or _new_folder(Path("runs"))
+    settings = dataclasses.replace(base, **options)
+    if settings.data == "embedded" and "data" not in options and args.config is None:
+        settings = embedded_or_synthetic(settings)
+    path = args.out or new_folder(Path("runs"))
     if args.out and (args.out / "config.toml").exists():
         raise InvalidConfig(f"{path} already holds a run: take another --out, or --resume {path}")
     return RunFolder(path), settings
 
 
-def _embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
+def embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
     """Without the MovieLens distribution, a synthetic population, and a word on how to get the other."""
     import importlib.util
 
@@ -161,7 +176,8 @@ def _embedded_or_synthetic(settings: SimulationConfig) -> SimulationConfig:
     return dataclasses.replace(settings, data="synthetic")
 
 
-def _new_folder(parent: Path) -> Path:
+def new_folder(parent: Path) -> Path:
+    """One that is not there yet, named by date and time."""
     import time
 
     stamp = time.strftime("%Y%m%d-%H%M%S")

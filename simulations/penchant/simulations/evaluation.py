@@ -188,45 +188,73 @@ def sampled_metrics(
     return {name + label: float(row.mean()) for name, row in zip(("hr", "ndcg"), values, strict=True)}
 
 
-def confidence(values: AnyFloat, *, n_boot: int = 1000, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+@dataclass(frozen=True)
+class Resamples:
+    """Percentile bootstrap of several scorers over the same people, and of every comparison between them.
 
-    Args:
-        values: float[m], one a person; or float[n_seeds, m], whose seeds are resampled too.
-        n_boot: resamples.
-        seed: of the resampling; the same seed gives the same interval.
-        level: share of resampled means inside.
+    Attributes:
+        means: of each scorer, over seeds and people.
+        resampled: float64[n_boot] of each, its mean with people, and seeds where there are several, drawn again.
     """
-    return _quantiles(_resampled([_table(values)], n_boot, seed)[0], level)
+
+    means: Mapping[str, float]
+    resampled: Mapping[str, Float64]
+
+    @classmethod
+    def of(cls, scorers: Mapping[str, AnyFloat], *, n_boot: int = 1000, seed: int) -> Resamples:
+        """Draws the people once for all.
+
+        Args:
+            scorers: float64[m] each, one a person in the same order; or float64[n_seeds, m], whose seeds are resampled
+                too. Those with several seeds have as many, and a seed is resampled as a pair; one with a single seed
+                stays as it is. A handful of seeds understates their part of the variance by (n_seeds − 1) ÷ n_seeds.
+            n_boot: resamples.
+            seed: of the resampling; the same seed gives the same intervals.
+        """
+        tables = [_table(values) for values in scorers.values()]
+        if len({table.shape[1] for table in tables}) > 1:
+            raise InvalidConfig("a pair needs the same people on both sides")
+        if len({len(table) for table in tables} - {1}) > 1:
+            raise InvalidConfig("a pair needs as many seeds on both sides, or one on one of them")
+        found = _resampled(tables, n_boot, seed)
+        means = [float(table.mean()) for table in tables]
+        return cls(dict(zip(scorers, means, strict=True)), dict(zip(scorers, found, strict=True)))
+
+    def mean(self, a: str, level: float = 0.95) -> Interval:
+        """Of one scorer."""
+        return _interval(self.means[a], self.resampled[a], level)
+
+    def difference(self, a: str, b: str, level: float = 0.95) -> Interval:
+        """Mean of a − b over people, the same people resampled on both sides."""
+        return _interval(self.means[a] - self.means[b], self.resampled[a] - self.resampled[b], level)
+
+    def ratio(self, a: str, b: str, level: float = 0.95) -> Interval:
+        """Mean of a ÷ mean of b. A resample in which b is zero counts as +∞.
+
+        Raises:
+            InvalidConfig: b is zero for everybody, so there is no ratio.
+        """
+        above, below = self.resampled[a], self.resampled[b]
+        if not self.means[b]:
+            raise InvalidConfig("a ratio needs a denominator that is not zero for everybody")
+        ratios = np.divide(above, below, out=np.full(len(above), np.inf), where=below != 0)
+        return _interval(self.means[a] / self.means[b], ratios, level)
+
+
+def confidence(values: AnyFloat, *, n_boot: int = 1000, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean; arguments as `Resamples.of`, `level` the share of means inside."""
+    found = Resamples.of({"": values}, n_boot=n_boot, seed=seed).mean("", level)
+    return found.low, found.high
 
 
 def paired_difference(a: AnyFloat, b: AnyFloat, *, n_boot: int = 1000, seed: int, level: float = 0.95) -> Interval:
-    """Mean of a − b over people, the same people resampled on both sides.
-
-    Args:
-        a, b: float[m], one a person in the same order; or float[n_seeds, m] from several noise seeds. With as many
-            seeds on both sides, a seed is resampled as a pair; a side with one seed stays as it is. A handful of
-            seeds understates their part of the variance by the factor (n_seeds − 1) ÷ n_seeds.
-    """
-    left, right = _pair(a, b)
-    means = _resampled([left, right], n_boot, seed)
-    low, high = _quantiles(means[0] - means[1], level)
-    return Interval(mean=float(left.mean() - right.mean()), low=low, high=high)
+    """Mean of a − b over people; see `Resamples`."""
+    return Resamples.of({"a": a, "b": b}, n_boot=n_boot, seed=seed).difference("a", "b", level)
 
 
 def paired_ratio(a: AnyFloat, b: AnyFloat, *, n_boot: int = 1000, seed: int, level: float = 0.95) -> Interval:
-    """Mean of a ÷ mean of b, resampled as in `paired_difference`. A resample in which b is zero counts as +∞.
-
-    Raises:
-        InvalidConfig: b is zero for everybody, so there is no ratio.
-    """
-    left, right = _pair(a, b)
-    if not right.any():
-        raise InvalidConfig("a ratio needs a denominator that is not zero for everybody")
-    above, below = _resampled([left, right], n_boot, seed)
-    ratios = np.divide(above, below, out=np.full(n_boot, np.inf), where=below != 0)
-    low, high = _quantiles(ratios, level)
-    return Interval(mean=float(left.mean() / right.mean()), low=low, high=high)
+    """Mean of a ÷ mean of b; see `Resamples`."""
+    return Resamples.of({"a": a, "b": b}, n_boot=n_boot, seed=seed).ratio("a", "b", level)
 
 
 def _blocks(
@@ -274,15 +302,6 @@ def _table(values: AnyFloat) -> Float64:
     return table
 
 
-def _pair(a: AnyFloat, b: AnyFloat) -> tuple[Float64, Float64]:
-    left, right = _table(a), _table(b)
-    if left.shape[1] != right.shape[1]:
-        raise InvalidConfig("a pair needs the same people on both sides")
-    if 1 not in (len(left), len(right)) and len(left) != len(right):
-        raise InvalidConfig("a pair needs as many seeds on both sides, or one on one of them")
-    return left, right
-
-
 def _resampled(tables: Sequence[Float64], n_boot: int, seed: int) -> list[Float64]:
     """float64[n_boot] a table: its mean with people, and seeds where there are several, drawn with replacement."""
     rng = np.random.default_rng(seed)
@@ -299,8 +318,8 @@ def _resampled(tables: Sequence[Float64], n_boot: int, seed: int) -> list[Float6
     return out
 
 
-def _quantiles(values: Float64, level: float) -> tuple[float, float]:
+def _interval(mean: float, resampled: Float64, level: float) -> Interval:
     if not 0.0 < level < 1.0:
         raise InvalidConfig(f"level must be in (0, 1), not {level}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return float(low), float(high)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return Interval(mean=mean, low=float(low), high=float(high))

@@ -106,11 +106,9 @@ def render(results: Mapping[str, Any], audit: Mapping[str, Any] | None = None) -
     Raises:
         MalformedData: an ε lacks what it needs beside it.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["prose"] = _prose
-    source = resources.files("penchant.simulations").joinpath(TEMPLATE).read_text(encoding="utf-8")
     runs: Sequence[Record] = results["runs"]
-    return environment.from_string(source).render(
+    return page(
+        TEMPLATE,
         version=results["penchant"],
         data=results["data"],
         split=results["split"],
@@ -125,6 +123,15 @@ def render(results: Mapping[str, Any], audit: Mapping[str, Any] | None = None) -
         audit=audit and {**audit, "rows": [_audited(row) for row in audit["rows"]]},
         pictures=_pictures(runs),
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A template of this package, in the report's style."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["prose"] = _prose
+    here = resources.files("penchant.simulations")
+    style = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))
+    return environment.from_string(here.joinpath(template).read_text(encoding="utf-8")).render(style=style, **values)
 
 
 def _row(run: Record) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _row(run: Record) -> dict[str, Any]:
         "coverage": tables.percent(metrics["coverage@10"], 1),
         "novelty": f"{metrics['novelty@10']:.1f}",
         "bound": tables.bound(privacy) if privacy else [],
-        "note": "" if privacy else run.get("privacy_note") or "exact, not private",
+        "note": tables.imitates(run) if privacy else run.get("privacy_note") or "exact, not private",
         "seconds": tables.duration(run.get("seconds")),
         "clients_per_second": _short(run.get("clients_per_second")),
         "up": _size(run.get("bytes_up")),
@@ -260,7 +267,7 @@ def _by_unit(runs: Sequence[Record], unit: str) -> Picture:
         title=f"Privacy, unit {unit}",
         drawings=tuple(drawings),
         caption=caption + "The guarantees are:",
-        guarantees=tuple((run["name"], tables.guarantee(run["privacy"])) for run in private),
+        guarantees=tuple((run["name"], tables.promise(run)) for run in private),
     )
 
 
@@ -300,7 +307,7 @@ def _tradeoff(key: str, runs: Sequence[Record], private: Sequence[Record]) -> Ma
     axes.set_title("NDCG@10, %")
     axes.set_xlabel("ε")
     _label_right(axes, labels)
-    return _svg(figure, key, " ".join(told))
+    return inline_svg(figure, key, " ".join(told))
 
 
 def _span(axes: Axes, values: Sequence[float]) -> tuple[float, float]:
@@ -373,7 +380,7 @@ def _by_bucket(runs: Sequence[Record], kind: str) -> Picture | None:
     return Picture(
         key=f"by-{kind}",
         title=title,
-        drawings=(("", _svg(figure, f"by-{kind}", alt)),),
+        drawings=(("", inline_svg(figure, f"by-{kind}", alt)),),
         caption=f"{caption}{bold} Grey bars are floors.",
     )
 
@@ -437,7 +444,7 @@ def _draw_lines(key: str, lines: Sequence[_Line], floors: Mapping[str, float], t
     early.sort()
     for y, (_, name, colour, x) in zip(_clear(axes, [y for y, *_ in early]), early, strict=True):
         axes.annotate(_cut(name), (x, y), (6, 4), **_OFFSET, va="center", color=colour)
-    return _svg(figure, key, alt)
+    return inline_svg(figure, key, alt)
 
 
 def _canvas(height: float) -> tuple[Figure, Axes]:
@@ -461,17 +468,17 @@ def _clear(axes: Axes, heights: Sequence[float]) -> list[float]:
     """Ascending heights in data units, moved so that lines of text at them do not overlap."""
     low, high = axes.get_ylim()
     gap = 1.2 * FONT * (high - low) / (axes.get_window_extent().height * 72 / axes.figure.dpi)
-    return _apart(heights, gap, low, high)
+    return apart(heights, gap, low, high)
 
 
-def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Ascending heights, moved as little as keeps them a gap apart and, if they fit, between low and high.
 
     Less their share of gaps they must ascend, so this is isotonic regression: neighbours out of order are pooled.
 
-    >>> _apart([1.0, 1.0, 5.0], 1.0, 0.0, 6.0)
+    >>> apart([1.0, 1.0, 5.0], 1.0, 0.0, 6.0)
     [0.5, 1.5, 5.0]
-    >>> _apart([5.0, 5.0], 1.0, 0.0, 5.0)
+    >>> apart([5.0, 5.0], 1.0, 0.0, 5.0)
     [4.0, 5.0]
     """
     pools: list[tuple[float, int]] = []  # mean, how many
@@ -486,7 +493,7 @@ def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     return [max(low, min(mean, top)) + i * gap for i, mean in enumerate(flat)]
 
 
-def _svg(figure: Figure, key: str, alt: str) -> Markup:
+def inline_svg(figure: Figure, key: str, alt: str) -> Markup:
     """The figure as an SVG element for this page: no prolog, ids of its own, colours from the page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

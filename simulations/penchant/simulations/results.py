@@ -1,22 +1,28 @@
 """`make results`: the studies behind docs/results.md, run again and written as that page.
 
-Each study is simulations over several seeds, kept under runs/results/, so that a stopped `make results` goes on.
-Figures are paired over people, and over seeds where both sides have them; seeds are resampled too.
+A study is simulations over several seeds, or a frontier (`frontier.py`), kept under runs/results/, so that a stopped
+`make results` goes on. Figures are paired over people, and over seeds where both sides have them; seeds are resampled
+too.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig, MissingExtra
+from penchant.simulations import frontier
 from penchant.simulations.evaluation import Interval, confidence, paired_difference, paired_ratio
-from penchant.simulations.runs import RunFolder
+from penchant.simulations.frontier import FrontierConfig, epsilon_words, promises
+from penchant.simulations.frontier_page import canary, imitated, interval, kept
+from penchant.simulations.runs import RunFolder, write_file
 from penchant.simulations.settings import SimulationConfig
 from penchant.simulations.simulate import Watch, simulate
 
@@ -44,7 +50,71 @@ class Study:
     ratios: tuple[tuple[str, str], ...] = ()
 
 
-def studies() -> tuple[Study, ...]:
+@dataclass(frozen=True)
+class FrontierStudy:
+    """Accuracy against ε: one table and one figure.
+
+    Attributes:
+        name: of its folder and figure.
+        title, why: what the page says.
+        config: of its cells.
+    """
+
+    name: str
+    title: str
+    why: str
+    config: FrontierConfig
+
+
+def frontiers() -> tuple[FrontierStudy, ...]:
+    """The frontiers of `make results`: every learner at every ε, at δ = 1e-5, over five seeds."""
+
+    def one(data: str, **more: Any) -> FrontierConfig:
+        return FrontierConfig(base=SimulationConfig(data=data, delta=1e-5, nodes=1), **more)
+
+    scaled = "The same with the noise that 6,040 people, as many as ML-1M has, would get."
+    known = ("ease", "truth")
+    return (
+        FrontierStudy(
+            "frontier-ml-latest-small",
+            "Accuracy against ε: ml-latest-small",
+            "610 people.",
+            one("embedded"),
+        ),
+        FrontierStudy(
+            "frontier-ml-100k",
+            "Accuracy against ε: ML-100K",
+            "943 people.",
+            one("ml-100k"),
+        ),
+        FrontierStudy(
+            "frontier-ml-latest-small-as-6040",
+            "Accuracy against ε: ml-latest-small, noise as for 6,040 people (a research figure)",
+            scaled,
+            one("embedded", as_if_users=6040),
+        ),
+        FrontierStudy(
+            "frontier-ml-100k-as-6040",
+            "Accuracy against ε: ML-100K, noise as for 6,040 people (a research figure)",
+            scaled,
+            one("ml-100k", as_if_users=6040),
+        ),
+        FrontierStudy(
+            "frontier-synthetic-6000",
+            "Accuracy against ε: 6,000 synthetic people",
+            "Their tastes are known: truth is the law that made the data, and nothing scores better in expectation.",
+            one("synthetic:users=6000,items=2000,interactions=100,seed=0", references=known),
+        ),
+        FrontierStudy(
+            "frontier-synthetic-50000",
+            "Accuracy against ε: 50,000 synthetic people",
+            "Their tastes are known: truth is the law that made the data, and nothing scores better in expectation.",
+            one("synthetic:users=50000,items=2000,interactions=60,seed=0", references=known),
+        ),
+    )
+
+
+def studies() -> tuple[Study | FrontierStudy, ...]:
     """Everything that `make results` runs."""
     exact = SimulationConfig(data="ml-100k", unit="none")
     per_model = tuple(
@@ -98,6 +168,7 @@ def studies() -> tuple[Study, ...]:
             ),
         ),
         *per_model,
+        *frontiers(),
     )
 
 
@@ -163,6 +234,55 @@ def table(study: Study, folders: Sequence[RunFolder]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def frontier_table(study: FrontierStudy, found: Mapping[str, Any]) -> str:
+    """The frontier as a section of Markdown: its figure, its table, and each guarantee in two parts."""
+    lines: Sequence[Mapping[str, Any]] = found["rows"]
+    shared, own = promises(lines)
+    data, split, seeds = found["data"], found["split"], found["seeds"]
+    numbers: dict[str, int] = {}
+    out = [
+        f"## {study.title}",
+        "",
+        f"![Accuracy against ε, {data['name']}](figures/{study.name}.svg)",
+        "",
+        study.why,
+        "",
+        f"{data['name']}: {data['users']:,} people, {data['items']:,} items, {data['interactions']:,} interactions; "
+        f"{split['name']}, {split['scored_users']:,} people scored, full ranking; {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, references one. "
+        f"{canary(found)}",
+        "",
+    ]
+    scaled = bool(found["as_if_users"])
+    if scaled:
+        out += [f"**{imitated(found)}**", ""]
+    if shared:
+        out += [f"Every finite ε in this table: {shared}, and its note.", ""]
+    imitates = f" ε of {found['as_if_users']:,} |" if scaled else ""
+    out += [
+        f"| learner |{imitates} ε | NDCG@10 % [95 %] | HR@10 % | minus popularity | minus no-sharing | kept % | note |",
+        f"|---|{'---|' if scaled else ''}---|---|---|---|---|---|---|",
+    ]
+    for line, words in zip(lines, own, strict=True):
+        against = [line["against_floors"].get(floor) for floor in FLOORS]
+        name = line["name"] + ("" if line["kind"] == "learner" else f" ({line['kind']})")
+        asked = f"{line['epsilon']:g}" if line["epsilon"] else "∞" if line["kind"] == "learner" else "–"
+        cells = [
+            name,
+            *((asked,) if scaled else ()),
+            epsilon_words(line) if line["kind"] == "learner" else "–",
+            interval(line[METRIC]),
+            f"{line['hr@10'] * 100:.1f}",
+            *("–" if one is None else _points(Interval(**one)) for one in against),
+            kept(line),
+            f"({numbers.setdefault(words, len(numbers) + 1)})" if line["privacy"] else line["privacy_note"],
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    out += ["", "kept: NDCG@10 over that of the same learner at ε = ∞, paired over people and seeds."]
+    out += [f"({n}) {words or 'as above'}." for words, n in numbers.items()]
+    return "\n".join(out) + "\n"
+
+
 def page(sections: Sequence[str]) -> str:
     """docs/results.md."""
     head = (
@@ -182,12 +302,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="name of a study, printed and not written; may be given again")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where runs are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="the page")
+    parser.add_argument("--jobs", type=int, default=1, help="processes over the cells of a frontier")
     args = parser.parse_args(argv)
-    wanted = [s for s in studies() if not args.only or s.name in args.only]
+    known = {study.name: study for study in studies()}
+    if unknown := [name for name in args.only or () if name not in known]:
+        parser.error(f"no study {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    figures = args.out.parent / "figures"
     sections, left_out = [], 0
-    for study in wanted:
+    for study in known.values():
+        if args.only and study.name not in args.only:
+            continue
         try:
-            sections.append(table(study, run(study, args.runs, lambda words: print(words, file=sys.stderr))))
+            if isinstance(study, Study):
+                sections.append(table(study, run(study, args.runs, tell)))
+                continue
+            folder = args.runs / study.name
+            tell(study.name)
+            frontier.run(study.config, folder, jobs=args.jobs, tell=lambda words: tell(f"  {words}"))
+            found = frontier.record(study.config, folder)
+            frontier.write(folder, found)
+            sections.append(frontier_table(study, found))
+            if not args.only:
+                write_file(figures / f"{study.name}.svg", (folder / "frontier.svg").read_bytes())
         except MissingExtra as error:
             left_out += 1
             print(f"{study.name} is left out: {error}", file=sys.stderr)
@@ -196,6 +332,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not left_out:
         args.out.write_text(page(sections), encoding="utf-8")
     return 1 if left_out else 0
+
+
+def tell(words: str) -> None:
+    """Talk goes to stderr."""
+    print(words, file=sys.stderr, flush=True)
 
 
 def _points(found: Interval) -> str:

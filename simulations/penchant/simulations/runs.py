@@ -216,14 +216,7 @@ class RunFolder:
         self._write(name, buffer.getvalue())
 
     def _write(self, name: str, content: bytes) -> None:
-        path = self.path / name
-        beside = path.with_name(path.name + ".new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(content)
-            os.replace(beside, path)
-        except OSError as error:
-            raise InvalidConfig(f"cannot write {path}: {error.strerror}; take another --out") from None
+        write_file(self.path / name, content)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
@@ -240,6 +233,26 @@ class RunFolder:
     @property
     def _resume(self) -> str:
         return f"penchant simulate --resume {shlex.quote(str(self.path))}"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes it beside its name and moves it there, so that it is whole or absent; makes its folder.
+
+    Raises:
+        InvalidConfig: it cannot be written there.
+    """
+    beside = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        raise InvalidConfig(f"cannot write {path}: {error.strerror}; take another --out") from None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """As `write_file`."""
+    write_file(path, _json(record))
 
 
 def read_config(path: Path) -> SimulationConfig:

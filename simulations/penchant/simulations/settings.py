@@ -15,7 +15,7 @@ from penchant.common import config
 from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
-from penchant.common.learners import als, cooccurrence
+from penchant.common.learners import als, cooccurrence, registry
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import MODELS, reads_history
@@ -28,6 +28,7 @@ from penchant.common.privacy.plan import (
     SumSpec,
     Unit,
     expected_cohort,
+    rounded_up,
     task_digest,
 )
 from penchant.common.taste import TasteConfig
@@ -44,6 +45,7 @@ START_SHARE = 0.9
 """Of μ², for co-occurrence's sums where FedAvg starts from them."""
 COUNT_SHARE = 0.02
 """Of μ², for the counts that steer a clip_quantile."""
+BY_HAND = "settings were given by hand, and how they were chosen is not known here"
 PROFILES = "a person enrolled m times counts m times (m·μ)"
 
 
@@ -75,6 +77,11 @@ class SimulationConfig:
         device: torch device; "auto" takes CUDA where there is one.
         sampled_negatives: also report the 99-sampled-negatives protocol, which does not order methods as full ranking.
         seed: of everything random; results repeat.
+        as_if_users: n′: noise as n′ people would get at this ε, a research figure. Noise is scaled, not data, and the
+            row's ε is that of the people in the data; see `AsIf`. With unit user only.
+        counts_share: of co-occurrence: of μ², for the counts.
+        settings: of the learner, laid over what the row decides; checked by the learner's own config.
+        tuned: how such settings were chosen, in plain words; listed with what was not charged.
     """
 
     data: str = "embedded"
@@ -107,6 +114,10 @@ class SimulationConfig:
     device: str = "auto"
     sampled_negatives: bool = False
     seed: int = 0
+    as_if_users: int | None = None
+    counts_share: float | None = None
+    settings: Mapping[str, Any] | None = None
+    tuned: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -121,13 +132,13 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise InvalidConfig(f"unknown {name} {value!r}{did_you_mean(value, known)}")
-        for name in ("data", "items", "split"):
+        for name in ("data", "items", "split", "tuned"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InvalidConfig(f"{name} must be text, not {value!r}")
         if self.rating_scale is not None and len(self.rating_scale) != 2:
             raise InvalidConfig("rating_scale must be two numbers, the lowest and the highest")
-        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations"):
+        for name in ("rounds", "cohort", "local_epochs", "nodes", "max_participations", "as_if_users"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InvalidConfig(f"{name} must be a whole number ≥ 1, not {value}")
@@ -135,8 +146,10 @@ class SimulationConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidConfig(f"{name} must be positive and finite, not {value:g}")
-        if self.clip_quantile is not None and not 0 < self.clip_quantile < 1:
-            raise InvalidConfig(f"clip_quantile must be in (0, 1), not {self.clip_quantile:g}")
+        for name in ("clip_quantile", "counts_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise InvalidConfig(f"{name} must be in (0, 1), not {value:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InvalidConfig(f"delta must be in (0, 1), not {self.delta:g}")
         for name in ("seed", "k_core", "adapter"):
@@ -195,6 +208,20 @@ class SimulationConfig:
             raise InvalidConfig("cohort and max_participations decide the same thing with unit user: drop one of them")
         if self.sampling == "poisson" and self.max_participations is not None:
             raise InvalidConfig("poisson sampling has no participation cap: drop one of the two")
+        if self.counts_share is not None and self.learner != "cooccurrence":
+            raise InvalidConfig("counts_share is of co-occurrence: take --learner cooccurrence")
+        if self.as_if_users is not None:
+            if self.unit != "user":
+                raise InvalidConfig("as_if_users scales the noise on sums over people: take --unit user")
+            if self.sampling == "poisson":
+                raise InvalidConfig("as_if_users has no scale for coins: drop --sampling")
+            if self.noise_multiplier is not None:
+                raise InvalidConfig("as_if_users and noise_multiplier decide the same thing: give one of them")
+        if self.settings is not None:
+            if self.learner is None:
+                raise InvalidConfig("settings are of one learner: give --learner")
+            if decided := [name for name in self.settings if name == "device" or name.startswith("noise")]:
+                raise InvalidConfig(f"settings.{decided[0]} follows from the privacy plan: drop it")
         if self.start == "co-occurrence":
             for name in ("cohort", "sampling", "max_participations"):
                 if getattr(self, name) not in (None, "none"):
@@ -273,18 +300,95 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
     Raises:
         InvalidConfig: cohort > users, δ ≥ 1/n, or another mix that cannot be.
     """
+    if (scaled := as_if(settings, n_users)) is not None and row.unit == "user":
+        return federated(row, scaled.applied(settings, n_users), n_users, uncharged)
     if settings.cohort is not None and settings.cohort > n_users:
         raise InvalidConfig(f"cohort {settings.cohort} is larger than the {n_users} users: take --cohort {n_users}")
     if row.unit != "none" and settings.delta is not None and settings.delta >= 1 / n_users:
         raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {_delta(n_users):g}")
-    uncharged = (*uncharged, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
+    tuned = () if settings.settings is None and settings.tuned is None else (settings.tuned or BY_HAND,)
+    uncharged = (*uncharged, *tuned, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
     if row.learner == "cooccurrence":
-        return _cooccurrence(row, settings, n_users, uncharged)
-    if row.learner == "als":
-        return _als(row, settings, n_users, uncharged)
-    if row.unit == "interaction":
-        return _fedavg_interaction(row, settings, n_users, uncharged)
-    return _fedavg(row, settings, n_users, uncharged)
+        made = _cooccurrence(row, settings, n_users, uncharged)
+    elif row.learner == "als":
+        made = _als(row, settings, n_users, uncharged)
+    elif row.unit == "interaction":
+        made = _fedavg_interaction(row, settings, n_users, uncharged)
+    else:
+        made = _fedavg(row, settings, n_users, uncharged)
+    return _with_settings(made, settings.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsIf:
+    """Noise scaled, not data: n people get the noise that n′ people of the same distribution would get at (ε, δ).
+
+    Signal grows with the people and noise does not, so the signal-to-noise of n′ people is that of n people with a
+    Gaussian budget of μ n′/n. That budget is real and costs these n people the ε that belongs to it; it adds none of
+    what n′ people would teach.
+
+    Attributes:
+        users: n′.
+        epsilon, delta: of those n′ people; never of the people in the data.
+    """
+
+    users: int
+    epsilon: float
+    delta: float
+
+    def applied(self, settings: SimulationConfig, n_users: int) -> SimulationConfig:
+        """The same simulation at what it costs the people in the data, and nothing else scaled."""
+        mu = gaussian.mu_of(self.epsilon, self.delta) * self.users / n_users
+        return replace(settings, as_if_users=None, epsilon=gaussian.epsilon_of(mu, self.delta), delta=self.delta)
+
+    def note(self, n_users: int, guarantee: object) -> str:
+        """A guarantee of the people in the data, with what it imitates before it."""
+        return f"{self}; for these {n_users:,} people {guarantee}"
+
+    def __str__(self) -> str:
+        return f"noise as for {self.users:,} people at ε = {rounded_up(self.epsilon)}: a research figure"
+
+
+def as_if(settings: SimulationConfig, n_users: int) -> AsIf | None:
+    """Whom the noise is scaled for; None where it is as the ε says.
+
+    Raises:
+        InvalidConfig: δ ≥ 1/n′.
+    """
+    if settings.as_if_users is None:
+        return None
+    most = max(n_users, settings.as_if_users)
+    epsilon, delta = epsilon_and_delta(settings, most)
+    if delta >= 1 / most:
+        raise InvalidConfig(f"delta {delta:g} is not below 1/{most}: take --delta {_delta(most):g}")
+    return AsIf(users=settings.as_if_users, epsilon=epsilon, delta=delta)
+
+
+def _with_settings(made: Federated, settings: Mapping[str, Any] | None) -> Federated:
+    """With these settings laid over the learner's own, and the plan bound to them where it binds any.
+
+    Raises:
+        InvalidConfig: the learner has no such setting or refuses its value.
+    """
+    if settings is None:
+        return made
+    merged = registry.checked(made.learner, _laid_over(made.settings, settings))
+    plan = replace(made.plan, task=task_digest(made.learner, merged)) if made.plan.task else made.plan
+    return replace(made, settings=merged, plan=plan)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, those above winning key by key.
+
+    >>> _laid_over({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    out = dict(below)
+    for name, value in above.items():
+        under = out.get(name)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        out[name] = _laid_over(under, value) if both else value  # type: ignore[arg-type]  # both are tables
+    return out
 
 
 def epsilon_and_delta(settings: SimulationConfig, n_users: int) -> tuple[float, float]:
@@ -304,7 +408,7 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
     if row.unit != "none":
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         mu *= 1 - 1e-9  # dividing it must not round ε up
-    learner, sums = cooccurrence.automatic(n_users, mu)
+    learner, sums = cooccurrence.automatic(n_users, mu, counts_share=settings.counts_share or 0.2)
     plan = PrivacyPlan(
         unit=row.unit,
         n_users=n_users,
@@ -474,3 +578,59 @@ def _parts(settings: SimulationConfig) -> dict[str, Any]:
     """What of the model trains and where it starts, as far as it was asked for: fields of `FedAvgConfig`."""
     asked = {"start": settings.start, "freeze": [*settings.freeze], "adapter": settings.adapter}
     return {name: value for name, value in asked.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """One public setting that `penchant sweep` may choose.
+
+    Attributes:
+        name: a field of SimulationConfig, or `settings.` and the path of a learner's own setting.
+        low, high: its ends; both whole numbers, or neither.
+        log: whether it is drawn evenly on a logarithmic scale.
+        units: with which of them it means anything.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    units: tuple[Unit, ...] = ("user", "none")
+
+    def applied(self, settings: SimulationConfig, value: float) -> SimulationConfig:
+        """The simulation with this value of the setting."""
+        first, *path = self.name.split(".")
+        table: Any = value
+        if not path:
+            return replace(settings, **{first: table})
+        for key in reversed(path):
+            table = {key: table}
+        return replace(settings, settings=_laid_over(settings.settings or {}, table))
+
+
+_TASTE = (
+    Range(name="settings.taste.decay", low=0.3, high=1.0),
+    Range(name="settings.taste.popularity", low=0.01, high=10.0, log=True),
+)
+SPACES: Mapping[str, tuple[Range, ...]] = {
+    "cooccurrence": (
+        Range(name="settings.head", low=50, high=2000, log=True),
+        Range(name="settings.dims", low=2, high=64, log=True),
+        Range(name="settings.window", low=1, high=50, log=True),
+        Range(name="settings.whiten", low=0.0, high=0.6),
+        Range(name="settings.even", low=0.0, high=1.0),
+        Range(name="settings.content", low=0.0, high=2.0),
+        Range(name="counts_share", low=0.02, high=0.5, log=True, units=("user",)),
+        *_TASTE,
+    ),
+    "fedavg": (
+        Range(name="rounds", low=1, high=40, log=True),
+        Range(name="local_epochs", low=1, high=4),
+        Range(name="lr", low=1e-3, high=2.0, log=True),
+        Range(name="clip", low=0.01, high=2.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=1.0, high=2000.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=3e-3, high=0.3, log=True, units=("none",)),
+        *_TASTE,
+    ),
+}
+"""What may be chosen of each learner; all of it is public, and none of it decides ε."""

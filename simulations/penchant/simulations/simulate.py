@@ -25,6 +25,7 @@ from penchant.common import taste
 from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.cli import version
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
@@ -38,17 +39,16 @@ from penchant.simulations import central, engine, report
 from penchant.simulations.baselines import Ease, ItemKnn, Popularity
 from penchant.simulations.data.dataset import Dataset
 from penchant.simulations.data.loaders import load
+from penchant.simulations.data.synthetic import Synthetic
 from penchant.simulations.engine import Population
 from penchant.simulations.evaluation import (
-    Evaluation,
+    Resamples,
     Scorer,
-    confidence,
     evaluate,
-    paired_difference,
     sampled_metrics,
 )
 from penchant.simulations.runs import SCHEMA_VERSION, RunFolder
-from penchant.simulations.settings import Federated, Row, SimulationConfig, federated, rows
+from penchant.simulations.settings import Federated, Row, SimulationConfig, as_if, federated, rows
 from penchant.simulations.splits import Split, split
 
 METRIC = "ndcg@10"
@@ -93,6 +93,18 @@ class NoSharing:
         return taste.scores(self.catalogue.content, nothing, histories, FLOOR_TASTE)
 
 
+class Oracle:
+    """Scores by the law that made the data; nothing ranks its next item better in expectation."""
+
+    def __init__(self, data: Synthetic) -> None:
+        self.truth, self.place = data.truth, {name: u for u, name in enumerate(data.interactions.users)}
+
+    def scores(self, histories: Interactions) -> Float32:
+        return np.stack(
+            [self.truth.probabilities(self.place[name], h) for name, h in zip(histories.users, histories, strict=True)]
+        )
+
+
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
     """Its operations here are small: nodes run in threads instead. Afterwards the process has its own number again."""
@@ -115,13 +127,8 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     """
     if folder.holds_other(settings):
         raise InvalidConfig(f"{folder.path} holds a run with other settings: take another folder")
-    data = load_data(settings)
-    parts = split(settings.split, data.interactions, settings.seed)
-    if not parts.targets.lengths.any():
-        raise InvalidConfig(f"split {settings.split} leaves nobody to score: take another --split, or more data")
     wanted = rows(settings)
-    population = Population(histories=parts.train.select(np.flatnonzero(parts.participants)), catalogue=data.catalogue)
-    run = _Run(settings, folder, data, parts, population, torch_device(settings.device), watch or Watch())
+    run = _Run(settings, folder, prepare(settings), torch_device(settings.device), watch or Watch(), folder)
     plans = {row.name: run.plan(row) for row in wanted if row.kind == "federated"}
     folder.write_config(settings)
     done = [run.row(row, plans.get(row.name)) for row in wanted]
@@ -129,6 +136,75 @@ def simulate(settings: SimulationConfig, folder: RunFolder, watch: Watch | None 
     results = run.results(done, plans)
     folder.write_results(results, report.render(results, folder.read_audit()))
     return results
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the rows of a run have in common: data, split, who takes part, and the data's digest."""
+
+    data: Dataset
+    split: Split
+    population: Population
+    digest: str
+
+
+def prepare(settings: SimulationConfig) -> Prepared:
+    """Loads and splits the data.
+
+    Raises:
+        InvalidConfig: nobody would be scored; or as `load` and `split` do.
+    """
+    data = load_data(settings)
+    parts = split(settings.split, data.interactions, settings.seed)
+    if not parts.targets.lengths.any():
+        raise InvalidConfig(f"split {settings.split} leaves nobody to score: take another --split, or more data")
+    takes_part = np.flatnonzero(parts.participants)
+    population = Population(histories=parts.train.select(takes_part), catalogue=data.catalogue)
+    return Prepared(data, parts, population, digest(data))
+
+
+def plan_of(row: Row, settings: SimulationConfig, prepared: Prepared) -> Federated:
+    """The learner and plan of a federated row, with what this data and split leave uncharged.
+
+    Raises:
+        InvalidConfig: as `federated` does.
+    """
+    uncharged = (*prepared.data.cleaning.uncharged, *prepared.split.uncharged)
+    return federated(row, settings, prepared.population.histories.n_users, uncharged)
+
+
+@_one_torch_thread()
+def one_row(
+    row: Row, settings: SimulationConfig, prepared: Prepared, folder: RunFolder, floors: RunFolder
+) -> dict[str, Any]:
+    """One row of `simulate`, kept in the folder and without a curve; a finished one is read from there.
+
+    Args:
+        floors: the folder with the floors' rows, which depend on no budget.
+    """
+    run = _Run(settings, folder, prepared, torch_device(settings.device), Watch(), floors, curve_points=0)
+    return run.row(row, run.plan(row) if row.kind == "federated" else None)
+
+
+@_one_torch_thread()
+def on_validation(row: Row, settings: SimulationConfig, prepared: Prepared, metric: str) -> float:
+    """A federated row's metric on what is held out for tuning. Targets are not looked at, and nothing is kept."""
+    plan, parts = plan_of(row, settings, prepared), prepared.split
+    rounds = engine.run(
+        plan,
+        prepared.population,
+        name=row.name,
+        seed=settings.seed,
+        nodes=settings.nodes,
+        engine=settings.engine,
+        where=torch_device(settings.device),
+        after_round=lambda record, run: None,
+    )
+    scorer = _Released(rounds.learner, Learner.released(rounds.state))
+    found = evaluate(scorer, parts.train, parts.validation, popularity=parts.train.counts())
+    if metric not in found.overall:
+        raise InvalidConfig(f"unknown metric {metric!r}{did_you_mean(metric, found.overall)}")
+    return found.overall[metric]
 
 
 def load_data(settings: SimulationConfig) -> Dataset:
@@ -175,21 +251,21 @@ def torch_device(name: str) -> str:
 class _Run:
     settings: SimulationConfig
     folder: RunFolder
-    data: Dataset
-    split: Split
-    population: Population
+    prepared: Prepared
     where: str
     watch: Watch
+    floors: RunFolder
+    curve_points: int = CURVE_POINTS
 
     def __post_init__(self) -> None:
+        self.data, self.split = self.prepared.data, self.prepared.split
+        self.population, self.digest = self.prepared.population, self.prepared.digest
         self.popularity = self.split.train.counts()
         self.streams = Streams(self.settings.seed)
-        self.digest = digest(self.data)
         self.rounds: list[Mapping[str, Any]] = []
 
     def plan(self, row: Row) -> Federated:
-        uncharged = (*self.data.cleaning.uncharged, *self.split.uncharged)
-        return federated(row, self.settings, self.population.histories.n_users, uncharged)
+        return plan_of(row, self.settings, self.prepared)
 
     def row(self, row: Row, plan: Federated | None) -> dict[str, Any]:
         """One row, from the folder where it is finished."""
@@ -207,6 +283,9 @@ class _Run:
             scorer, extra = self._federated(row, plan)
         seconds = extra.pop("seconds", time.perf_counter() - started)
         found = evaluate(scorer, self.split.history, self.split.targets, popularity=self.popularity)
+        floors = self._floors_before(row)
+        others = {f"floor {name}": self.floors.per_user(name)[METRIC] for name in floors}
+        resamples = Resamples.of({**found.per_user, **others}, seed=self.settings.seed)
         out = {
             "name": row.name,
             "kind": row.kind,
@@ -214,8 +293,8 @@ class _Run:
             "model": row.model,
             "data_digest": self.digest,
             "metrics": dict(found.overall),
-            "ci95": self._intervals(found),
-            "against_floors": self._against_floors(row, found),
+            "ci95": {name: [(one := resamples.mean(name)).low, one.high] for name in found.per_user},
+            "against_floors": {name: asdict(resamples.difference(METRIC, f"floor {name}")) for name in floors},
             "privacy": None,
             "privacy_note": "exact: not private",
             "buckets": {kind: {k: dict(v) for k, v in b.items()} for kind, b in found.buckets.items()},
@@ -245,6 +324,8 @@ class _Run:
                 return NoSharing(self.data.catalogue), {"privacy_note": "nothing leaves the device"}
             case "item-knn":
                 return ItemKnn(train), {}
+            case "truth" if isinstance(self.data, Synthetic):
+                return Oracle(self.data), {"privacy_note": "what made the data: no learner has it"}
             case _:
                 return Ease(train), {}
 
@@ -268,11 +349,11 @@ class _Run:
         progress, curve = kept or (None, [])
         for _ in progress.records if progress else ():
             self.watch.step("")
-        every = max(1, math.ceil(plan.plan.rounds / CURVE_POINTS))
+        every = max(1, math.ceil(plan.plan.rounds / max(self.curve_points, 1)))
 
         def after_round(record: RoundRecord, run: Rounds) -> None:
             words = f"{record.drawn} users"
-            if record.round % every == 0 or record.round == plan.plan.rounds:
+            if self.curve_points and (record.round % every == 0 or record.round == plan.plan.rounds):
                 value = self._metric(run.learner, run.state)
                 curve.append({"round": record.round, METRIC: value, "epsilon": epsilon(run, record.round)})
                 words += f", NDCG@10 {value:.2%}"
@@ -301,6 +382,11 @@ class _Run:
         released = Learner.released(rounds.state)
         privacy = None if promise is None else asdict(promise)
         note = "exact: not private" if promise is None else str(promise)
+        scaled = None if promise is None else as_if(self.settings, plan.plan.n_users)
+        imitates: dict[str, Any] = {}
+        if scaled is not None:
+            note = scaled.note(plan.plan.n_users, promise)
+            imitates = {"as_if": {**asdict(scaled), "note": str(scaled)}}
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "name": row.name,
@@ -311,11 +397,13 @@ class _Run:
             "plan_digest": plan.plan.digest,
             "privacy": privacy,
             "privacy_note": note,
+            **imitates,
         }
         self.folder.write_model(row.name, released, manifest)
         return _Released(rounds.learner, released), {
             "privacy": privacy,
             "privacy_note": note,
+            **imitates,
             "curve": curve,
             "rounds": lines,
             "seconds": seconds,
@@ -331,19 +419,10 @@ class _Run:
         scorer = _Released(learner, Learner.released(state))
         return evaluate(scorer, history, targets, popularity=self.popularity, ks=(10,)).overall[METRIC]
 
-    def _intervals(self, found: Evaluation) -> dict[str, list[float]]:
-        seed = self.settings.seed
-        return {name: list(confidence(values, seed=seed)) for name, values in found.per_user.items()}
-
-    def _against_floors(self, row: Row, found: Evaluation) -> dict[str, dict[str, float]]:
-        """Paired differences over people; a floor is compared with the one before it."""
-        out = {}
-        for floor in ("popularity", "no-sharing"):
-            if floor == row.name:
-                break
-            other = self.folder.per_user(floor)[METRIC]
-            out[floor] = asdict(paired_difference(found.per_user[METRIC], other, seed=self.settings.seed))
-        return out
+    def _floors_before(self, row: Row) -> list[str]:
+        """What this row is compared with: both floors, and a floor with the one before it."""
+        floors = ["popularity", "no-sharing"]
+        return floors[: floors.index(row.name)] if row.name in floors else floors
 
     def results(self, done: list[dict[str, Any]], plans: Mapping[str, Federated]) -> dict[str, Any]:
         data, parts = self.data, self.split

@@ -102,6 +102,16 @@ def guarantee(privacy: Record) -> str:
     return f"ε = {eps} at δ = {delta}; " + "; ".join(f"{name}: {words}" for name, words in rest)
 
 
+def promise(run: Record) -> str:
+    """The whole guarantee of a row, with whom its noise imitates where it was scaled."""
+    return guarantee(run["privacy"]) + (f"; {imitates(run)}" if imitates(run) else "")
+
+
+def imitates(run: Record) -> str:
+    """Whose noise a row has where it was scaled (`--as-if-users`), in words; "" where it was not."""
+    return str((run.get("as_if") or {}).get("note", ""))
+
+
 def standing(difference: Record) -> Standing:
     """Where an interval lies: above 0, below 0, or "unclear" because it contains 0."""
     if difference["low"] > 0:
@@ -130,7 +140,7 @@ def findings(results: Record) -> list[tuple[str, str]]:
         best = max(rows, key=_ndcg)
         rank = "the only row" if len(rows) == 1 else f"the most accurate of {len(rows)} rows"
         sentence = _sentence(f"{best['name']}, {rank} private at the {unit} level,", best)
-        found.append((sentence, guarantee(best["privacy"])))
+        found.append((sentence, promise(best)))
     return found
 
 
@@ -146,7 +156,7 @@ def results_table(results: Record) -> Table:
         MalformedData: an ε lacks what it needs beside it.
     """
     data, split = results["data"], results["split"]
-    table = _table(f"{data['name']}, {split['name']}, {split['scored_users']:,} people scored")
+    table = plain_table(f"{data['name']}, {split['name']}, {split['scored_users']:,} people scored")
     table.add_column("", overflow="fold")
     for title in ("NDCG@10\n%", "HR@10\n%", "vs popu-\nlarity", "vs no-\nsharing"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -163,8 +173,8 @@ def results_table(results: Record) -> Table:
             _label(run["name"]),
             _with_interval(run),
             percent(run["metrics"]["hr@10"], 1),
-            *(_difference(against.get(floor)) for floor in FLOORS),
-            notes.cell(run.get("privacy")),
+            *(less(against.get(floor)) for floor in FLOORS),
+            notes.cell(run),
             duration(run.get("seconds")),
         ]
         table.add_row(*map(Text, cells))
@@ -196,7 +206,7 @@ def compare_table(
         MalformedData: an ε lacks what it needs beside it.
     """
     reasons = differing(a, b)
-    table = _table("\n".join([f"{names[0]} and {names[1]}", *(f"NOT COMPARABLE: {reason}" for reason in reasons)]))
+    table = plain_table("\n".join([f"{names[0]} and {names[1]}", *(f"NOT COMPARABLE: {reason}" for reason in reasons)]))
     table.add_column("", overflow="fold", min_width=12)
     for name in names:
         table.add_column(f"NDCG@10 %\n{name}", justify="right")
@@ -212,8 +222,8 @@ def compare_table(
         cells = [
             _label(row, 12),
             *(_with_interval(run) if run else NONE for run in pair),
-            _difference(known, interval=True),
-            *(notes.cell(run.get("privacy")) if run else NONE for run in pair),
+            less(known, interval=True),
+            *(notes.cell(run) if run else NONE for run in pair),
         ]
         table.add_row(*map(Text, cells))
     lines = []
@@ -254,17 +264,18 @@ class _Notes:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def cell(self, privacy: Record | None) -> str:
-        if not privacy:
+    def cell(self, run: Record) -> str:
+        if not (privacy := run.get("privacy")):
             return NONE
-        note = self._numbers.setdefault(guarantee(privacy), len(self._numbers) + 1)
+        note = self._numbers.setdefault(promise(run), len(self._numbers) + 1)
         return f"{epsilon(privacy['epsilon'])} {privacy['unit']} ({note})"
 
     def lines(self) -> list[str]:
         return [f"({note}) {text}" for text, note in self._numbers.items()]
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in this style: its title, and a rule under the headings only."""
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -297,7 +308,8 @@ def _with_interval(run: Record) -> str:
     return percent(_ndcg(run)) + half
 
 
-def _difference(difference: Record | None, *, interval: bool = False) -> str:
+def less(difference: Record | None, *, interval: bool = False) -> str:
+    """A paired difference in points with its mark; "–" where there is none."""
     if difference is None:
         return NONE
     half = f" ±{percent((difference['high'] - difference['low']) / 2)}" if interval else ""

@@ -134,7 +134,9 @@ def split(mu: float, counts_share: float = 0.2, transitions_share: float = 0.0) 
     )
 
 
-def automatic(n_users: int, mu: float, most_transitions: float = 0.2) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
+def automatic(
+    n_users: int, mu: float, *, counts_share: float = 0.2, most_transitions: float = 0.2
+) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
     """Settings and sums for so many people and a Gaussian budget μ, from n·μ alone; infinite μ is no noise.
 
     The signal of an item grows with n and its popularity, the noise's edge is 2σ√K ∝ √K/μ: what stands above it depends
@@ -150,7 +152,7 @@ def automatic(n_users: int, mu: float, most_transitions: float = 0.2) -> tuple[C
         raise InvalidConfig("n_users must be ≥ 1 and mu positive")
     signal = n_users * mu
     share = most_transitions if signal == math.inf else round(most_transitions * signal / (signal + 8000), 3)
-    sums = split(mu, transitions_share=share if share >= 0.05 else 0.0)
+    sums = split(mu, counts_share, share if share >= 0.05 else 0.0)
     stddev = {spec.name: spec.noise_multiplier for spec in sums}
     transitions = TransitionConfig(noise_stddev=stddev["transitions"]) if "transitions" in stddev else None
     config = CooccurrenceConfig(

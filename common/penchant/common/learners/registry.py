@@ -33,6 +33,23 @@ def build(name: str, settings: Mapping[str, Any], catalogue: Catalogue, **runtim
         InvalidConfig: an unknown name, key or value.
         MissingExtra: the learner needs an optional dependency.
     """
+    learner, settings_type = _classes(name)
+    options = runtime if name == "fedavg" else {}
+    made: Learner = learner(catalogue, config.decode(settings_type, settings), **options)
+    return made
+
+
+def checked(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole settings of this learner as `config.encode` gives them: what `settings` lacks takes its default.
+
+    Raises:
+        InvalidConfig, MissingExtra: as `build` does.
+    """
+    return config.encode(config.decode(_classes(name)[1], settings))
+
+
+def _classes(name: str) -> tuple[Any, type[Any]]:
+    """The learner's class and its settings'."""
     if name not in _LEARNERS:
         raise InvalidConfig(f"unknown learner {name!r}{did_you_mean(name, _LEARNERS)}")
     module_name, learner, settings_type = _LEARNERS[name]
@@ -40,8 +57,4 @@ def build(name: str, settings: Mapping[str, Any], catalogue: Catalogue, **runtim
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise MissingExtra("train", str(error.name)) from None
-    options = runtime if name == "fedavg" else {}
-    made: Learner = getattr(module, learner)(
-        catalogue, config.decode(getattr(module, settings_type), settings), **options
-    )
-    return made
+    return getattr(module, learner), getattr(module, settings_type)
