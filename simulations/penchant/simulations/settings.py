@@ -493,7 +493,8 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
     server = {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
     if private:  # a row of a table moves with the few who have the item, everything else with everybody
-        server = {"optimizer": "sgd", "lr": 1.0 if trains != "all" else 20.0 if warm else 200.0}
+        few = 0.2 if reads else 1.0
+        server = {"optimizer": "sgd", "lr": few if trains != "all" else 20.0 if warm else 200.0}
     learner = {
         "model": {"name": row.model},
         "local": _local(settings, row.model),
