@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from penchant.common.arrays import Float32, Float64, content_digest
 from penchant.common.catalogue import Catalogue
-from penchant.common.content import ContentConfig, features, hashed, terms
+from penchant.common.content import ContentConfig, condensed, features, hashed, terms
 from penchant.common.errors import InvalidConfig
 
 KINDS = ("labels", "categories", "numbers", "texts", "titles", "vectors")
@@ -308,3 +308,15 @@ def test_every_column_of_a_kind_is_used() -> None:
     assert rows.shape == (4, 64)
     assert rows[3, :32].any()  # hook comes before plot
     assert not rows[3, 32:].any()
+
+
+def test_few_columns_stay_as_they_are_and_many_keep_their_inner_products() -> None:
+    few = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    assert condensed(few, 5) is few
+    hidden = np.random.default_rng(1).standard_normal((40, 6)) @ np.random.default_rng(2).standard_normal((6, 30))
+    rows = (hidden / np.linalg.norm(hidden, axis=1, keepdims=True)).astype(np.float32)
+    found = condensed(rows, 6)  # as many as the rows really have
+    assert found.shape == (40, 6)
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-5)
+    assert np.abs(condensed(rows, 5) @ condensed(rows, 5).T - rows @ rows.T).max() > 1e-3
+    assert np.linalg.norm(condensed(rows, 3), axis=1).max() <= 1 + 1e-6

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from penchant.common import taste
+from penchant.common import content, taste
 from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.cli import version
@@ -88,9 +89,13 @@ class NoSharing:
 
     catalogue: Catalogue
 
+    @cached_property
+    def vectors(self) -> Float32:
+        return content.condensed(content.features(self.catalogue))
+
     def scores(self, histories: Interactions) -> Float32:
         nothing = np.zeros(len(self.catalogue), np.float32)
-        return taste.scores(self.catalogue.content, nothing, histories, FLOOR_TASTE)
+        return taste.scores(self.vectors, nothing, histories, FLOOR_TASTE)
 
 
 class Oracle:

@@ -137,7 +137,7 @@ class Als(Learner):
     name = "als"
 
     def __init__(self, catalogue: Catalogue, config: AlsConfig) -> None:
-        super().__init__(catalogue)
+        super().__init__(catalogue, config.start.features)
         self.config = config
         self.start = Cooccurrence(catalogue, config.start)
         parts = np.sqrt([config.unseen * config.clip, config.clip, math.sqrt(2)])
@@ -241,7 +241,7 @@ class Als(Learner):
         wide = vectors.astype(np.float64)
         length = math.sqrt(float((wide * wide).sum()) / len(wide))
         out, known = newcomers.grown((wide / (length or 1.0)).astype(np.float32), head, len(self.catalogue))
-        return newcomers.from_content(out, known, self.catalogue.content)
+        return newcomers.from_content(out, known, self.content)
 
 
 def upper(matrices: Float64) -> Float64:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from penchant.common import content
 from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.content import ContentConfig
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.privacy.plan import DeviceNoise
@@ -34,14 +37,22 @@ class Learner(ABC):
     """A method, with its public settings. Instances hold no data and no state.
 
     `catalogue` is public and the same on both sides; everything learned is in the state.
+
+    Args:
+        features: how the catalogue becomes numbers; None takes the defaults.
     """
 
     name: str
     device_noise: DeviceNoise | None = None
     """What a device adds before it sends; with unit "interaction" it must be the plan's."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, features: ContentConfig | None = None) -> None:
+        self.catalogue, self._features = catalogue, features
+
+    @cached_property
+    def content(self) -> Float32:
+        """float32[n_items, ≤ 64], public features of the items, every row at most 1 long."""
+        return content.condensed(content.features(self.catalogue, self._features))
 
     @abstractmethod
     def init(self, streams: Streams) -> State:

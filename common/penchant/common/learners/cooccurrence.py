@@ -39,6 +39,7 @@ import numpy.typing as npt
 from penchant.common import taste
 from penchant.common.arrays import Arrays, Float32, Float64, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.content import ContentConfig
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers, spectral
@@ -90,6 +91,7 @@ class CooccurrenceConfig:
         even: ρ in [0, 1], how far vectors are brought to one length.
         tail: weight of the vectors that public features give items outside the head; ≥ 0.
         content: g ≥ 0, weight of the public features.
+        features: how the public catalogue becomes numbers.
         counts_stddev, noise_stddev: of the sums of counts and pairs, known from the plan. 0 without noise.
         transitions: of the third sum; None leaves it out.
         taste: settings of the user side.
@@ -102,6 +104,7 @@ class CooccurrenceConfig:
     even: float = 0.6
     tail: float = 0.5
     content: float = 0.5
+    features: ContentConfig = field(default_factory=ContentConfig)
     counts_stddev: float = 0.0
     noise_stddev: float = 0.0
     transitions: TransitionConfig | None = None
@@ -170,7 +173,7 @@ class Cooccurrence(Learner):
     name = "cooccurrence"
 
     def __init__(self, catalogue: Catalogue, config: CooccurrenceConfig) -> None:
-        super().__init__(catalogue)
+        super().__init__(catalogue, config.features)
         self.config = config
         self.head = min(config.head, len(catalogue))
 
@@ -231,7 +234,7 @@ class Cooccurrence(Learner):
         return transition_entries(own, rule.window, rule.fade, self.head)
 
     def _scores(self, state: State, histories: Interactions) -> Float32:
-        content = np.float32(self.config.content) * self.catalogue.content
+        content = np.float32(self.config.content) * self.content
         vectors = np.hstack([state["vectors"], content]) if "vectors" in state else content
         follows = Transitions(state["leave"], state["arrive"]) if "leave" in state else None
         return taste.scores(vectors, state["popularity"], histories, self.config.taste, transitions=follows)
@@ -242,7 +245,7 @@ class Cooccurrence(Learner):
         if not values.ndim:
             return values
         moved, known = newcomers.grown(values, place, len(self.catalogue))
-        return newcomers.from_content(moved, known, self.catalogue.content) if name == "vectors" else moved
+        return newcomers.from_content(moved, known, self.content) if name == "vectors" else moved
 
     def _counted(self, counts: Float32) -> State:
         """Head and popularity; a count below `floor` says nothing: half the head's mean, and twice the noise."""
@@ -269,7 +272,7 @@ class Cooccurrence(Learner):
         own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12) ** config.even
         own /= max(math.sqrt(float((own**2).sum(axis=1).mean())), 1e-12)
         out, known = self._everywhere(state, own * left.max(initial=0.0))
-        placed = newcomers.from_content(out, known, self.catalogue.content)
+        placed = newcomers.from_content(out, known, self.content)
         return np.where(known[:, None], placed, np.float32(config.tail) * placed)
 
     def _transitions(self, state: State, total: Float32) -> dict[str, Float32]:

@@ -95,7 +95,8 @@ class FedAvgConfig:
         freeze: names of weights that are not trained, or of modules that hold them, such as "blocks".
         adapter: rank r of what is trained in place of each item table; 0 trains the tables.
         start: where item tables start; "co-occurrence" first asks for its two sums.
-        cooccurrence: its settings, with that start; `content` also weighs features with start "content".
+        cooccurrence: its settings, with that start; `content` also weighs features with start "content", and
+            `features` says what they are for any start.
     """
 
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="mf"))
@@ -135,7 +136,7 @@ class FedAvg(Learner):
     name = "fedavg"
 
     def __init__(self, catalogue: Catalogue, config: FedAvgConfig, *, where: str = "cpu") -> None:
-        super().__init__(catalogue)
+        super().__init__(catalogue, config.cooccurrence.features)
         self.config, self.where, self.device_noise = config, torch.device(where), config.device
         self.model = build(config.model, len(catalogue), seed=0).to(self.where)
         if config.device is not None and self.model.reads_history:
@@ -254,7 +255,7 @@ class FedAvg(Learner):
         n = len(self.catalogue)
         moved, known = newcomers.grown(values[: len(place)], place, n)
         if table == name:
-            moved = newcomers.from_content(moved, known, self.catalogue.content)
+            moved = newcomers.from_content(moved, known, self.content)
         return np.concatenate([moved, values[len(place) :]])  # a sequence model has a row for padding
 
     def _starting(self, state: State) -> bool:
@@ -273,8 +274,7 @@ class FedAvg(Learner):
 
     def _started(self, seed: int, found: State) -> dict[str, Float32]:
         """Weights from content and, where there is one, what co-occurrence released."""
-        content = self.catalogue.content
-        vectors = np.float32(self.config.cooccurrence.content) * content
+        vectors = np.float32(self.config.cooccurrence.content) * self.content
         if "vectors" in found:
             vectors = np.hstack([found["vectors"], vectors])
         return start.placed(self._fresh(seed), self.model, vectors, found.get("popularity"))
