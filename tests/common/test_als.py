@@ -17,7 +17,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers
-from penchant.common.learners.als import RAREST, Als, AlsConfig, positive, sized, split, symmetric, upper
+from penchant.common.learners.als import RAREST, Als, AlsConfig, automatic, positive, split, symmetric, upper
 from penchant.common.learners.contract import State
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.privacy import sums
@@ -202,24 +202,25 @@ class TestSplit:
             split(mu, sweeps, *shares)
 
 
-class TestSized:
+class TestAutomatic:
     @given(n_users=st.integers(2, 10**7), mu=st.floats(0.01, 10))
     def test_settings_know_the_noise_of_their_sums_which_spend_mu(self, n_users: int, mu: float) -> None:
-        config, plan = sized(n_users, mu)
+        config, plan = automatic(n_users, mu)
         assert math.sqrt(sum(s.rounds / s.noise_multiplier**2 for s in plan)) == pytest.approx(mu, rel=1e-12)
-        assert (config.start.noise_stddev, config.noise_stddev) == tuple(s.noise_multiplier for s in plan[1:])
+        stddev = (config.start.counts_stddev, config.start.noise_stddev, config.noise_stddev)
+        assert stddev == tuple(s.noise_multiplier for s in plan)
         assert 50 <= config.start.head <= 1600
-        assert 8 <= config.start.dims <= 48
+        assert 8 <= config.start.dims <= 16
 
     def test_more_people_or_budget_make_it_larger_and_people_times_budget_decides(self) -> None:
-        made = [sized(n, 1.0) for n in (10**3, 10**4, 10**6)]
+        made = [automatic(n, 1.0) for n in (10**3, 10**4, 10**6)]
         sizes = [(config.start.head, config.start.dims, plan[2].rounds) for config, plan in made]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == 3
-        assert sized(500, 2.0)[0].start.head == sized(1000, 1.0)[0].start.head
+        assert automatic(500, 2.0)[0].start.head == automatic(1000, 1.0)[0].start.head
 
     def test_an_exact_sum_has_no_noise_anywhere(self) -> None:
-        config, plan = sized(610, math.inf)
+        config, plan = automatic(610, math.inf)
         assert [spec.noise_multiplier for spec in plan] == [0.0, 0.0, 0.0]
         assert config.start.noise_stddev == config.noise_stddev == 0.0
 

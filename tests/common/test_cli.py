@@ -139,7 +139,7 @@ def test_the_commands_are_those_installed() -> None:
         (["simulate", "--epslion", "3"], "unknown option --epslion; did you mean '--epsilon'?"),
         (["simulate", "--epslion=3"], "unknown option --epslion; did you mean '--epsilon'?"),
         (["simulate", "--eps", "3"], "unknown option --eps"),  # no abbreviations: they break when options are added
-        (["simulate", "--zzz"], "unknown option --zzz; choose from --audit, --clip, --clip-quantile"),
+        (["simulate", "--zzz"], "unknown option --zzz; choose from --adapter, --as-if-users, --audit"),
         (["--versoin"], "unknown option --versoin; did you mean '--version'?"),
         (["compare", "a", "b", "c"], "unknown argument c (see penchant compare --help)"),
         (["compare", "a"], "the following arguments are required: B"),

@@ -423,13 +423,13 @@ def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged:
 
 
 def _als(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
-    """Everybody takes part once in counts, in the matrix and in each sweep; sizes follow n·μ (`als.sized`)."""
+    """Everybody takes part once in counts, in the matrix and in each sweep; sizes follow n·μ (`als.automatic`)."""
     epsilon, delta = epsilon_and_delta(settings, n_users)
     if row.unit == "none":
-        learner, sums = als.sized(n_users, math.inf)
+        learner, sums = als.automatic(n_users, math.inf)
     else:
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
-        learner, sums = als.sized(n_users, mu * (1 - 1e-9))  # dividing it must not round ε up
+        learner, sums = als.automatic(n_users, mu * (1 - 1e-9))  # dividing it must not round ε up
     plan = PrivacyPlan(
         unit=row.unit,
         n_users=n_users,

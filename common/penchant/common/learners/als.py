@@ -109,22 +109,22 @@ def split(
     return counts, matrix, statistics
 
 
-def sized(n_users: int, mu: float) -> tuple[AlsConfig, tuple[SumSpec, SumSpec, SumSpec]]:
+def automatic(n_users: int, mu: float) -> tuple[AlsConfig, tuple[SumSpec, SumSpec, SumSpec]]:
     """Settings and sums for so many people and a Gaussian budget μ, ∞ for exact sums.
 
     What a sum can tell grows with its signal over its noise, n·μ: K = 10 √(n·μ) head items, d = √(n·μ)/6
-    dimensions, two sweeps from 9 000 on and three from 100 000 on, all within bounds. Chosen on public data; it reads
-    public numbers only.
+    dimensions up to 16 (more take time and noise, and found no more), two sweeps from 9 000 on and three from 100 000
+    on, all within bounds. Chosen on public data; it reads public numbers only.
     """
     signal = n_users * mu
     sweeps = 1 + (signal >= 9e3) + (signal >= 1e5)
     if math.isinf(mu):
         sums = split(1.0, sweeps)
         counts, matrix, statistics = (replace(spec, noise_multiplier=0.0) for spec in sums)
-        head, dims = 2000, max(8, min(32, n_users // 16))
+        head, dims = 2000, max(8, min(16, n_users // 16))
     else:
         counts, matrix, statistics = split(mu, sweeps)
-        head, dims = max(50, min(1600, round(10 * math.sqrt(signal)))), max(8, min(48, round(math.sqrt(signal) / 6)))
+        head, dims = max(50, min(1600, round(10 * math.sqrt(signal)))), max(8, min(16, round(math.sqrt(signal) / 6)))
     start = CooccurrenceConfig(
         head=head, dims=dims, counts_stddev=counts.noise_multiplier, noise_stddev=matrix.noise_multiplier
     )
