@@ -110,7 +110,7 @@ def frontiers() -> tuple[FrontierStudy, ...]:
             "frontier-synthetic-50000",
             "Accuracy against ε: 50,000 synthetic people",
             "Their tastes are known: truth is the law that made the data, and nothing scores better in expectation. "
-            "Each of FedAvg's people takes part in one of its four private rounds; its warm start is left out for its time.",
+            "Each of FedAvg's people takes part in one of its four private rounds; its warm start would take too long.",
             one(
                 "synthetic:users=50000,items=2000,interactions=60,seed=0",
                 references=known,
