@@ -30,7 +30,7 @@ from penchant.simulations.tables import Record
 TEMPLATE = "frontier.html.jinja"
 METRIC = "ndcg@10"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP = 520.0, 300.0, 30.0, 128.0, 22.0
-"""In points; RIGHT is the room for names, and what stands below the axis is added to HEIGHT."""
+"""In points; RIGHT is the room for names, and a longer name, or what stands below the axis, is added to the size."""
 FONT, SMALL = 9.0, 6.5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -167,8 +167,9 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
     below = 34.0 + (FONT + 2) * bool(record["as_if_users"]) + (SMALL * 1.35 * len(foot) + 6 if foot else 0)
     top = TOP + (18.0 if alone else 0.0)
     height = HEIGHT + below + top
-    drawn = Figure(figsize=(WIDTH / 72, height / 72), facecolor=colours.paper)
-    box = (LEFT / WIDTH, below / height, (WIDTH - LEFT - RIGHT) / WIDTH, HEIGHT / height)
+    width = WIDTH + max(0.0, 0.6 * FONT * max(map(len, learners), default=0) + 16 - RIGHT)
+    drawn = Figure(figsize=(width / 72, height / 72), facecolor=colours.paper)
+    box = (LEFT / width, below / height, (WIDTH - LEFT - RIGHT) / width, HEIGHT / height)
     axes = drawn.add_axes(box, facecolor=colours.paper)
     places, step = _places(axes, lines)
     labels: list[tuple[float, str, str, float]] = []
@@ -232,11 +233,11 @@ def _draw(record: Record, colours: Colours, *, alone: bool = True) -> Figure:
     if alone:
         title = f"{record['data']['name']}: accuracy against ε"
         title += f", noise as for {scaled:,} people (a research figure)" if scaled else ""
-        drawn.text(4 / WIDTH, 1 - 14 / height, title, fontsize=FONT + 1.5, weight="bold")
+        drawn.text(4 / width, 1 - 14 / height, title, fontsize=FONT + 1.5, weight="bold")
     people = f" of {scaled:,} people whose noise this is (in brackets: of the people in the data)" if scaled else ""
     axes.set_xlabel(f"ε{people}" if scaled else "ε, privacy budget (∞: without privacy)")
     if foot:
-        drawn.text(4 / WIDTH, 4 / height, "\n".join(foot), fontsize=SMALL, color=colours.muted, linespacing=1.25)
+        drawn.text(4 / width, 4 / height, "\n".join(foot), fontsize=SMALL, color=colours.muted, linespacing=1.25)
     return drawn
 
 
