@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from penchant.common.arrays import Arrays, Float32, Int32
+from penchant.common.arrays import Arrays, Float32, Int32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
@@ -292,6 +292,24 @@ def test_a_sequence_model_is_pulled_back_to_what_it_received() -> None:
         np.testing.assert_allclose(steps(1, 0.8)[key], first[key], atol=1e-7)
         np.testing.assert_allclose(pulled[key], free[key] - 0.5 * 0.8 * first[key], atol=1e-6)
     assert max(np.abs(pulled[key] - free[key]).max() for key in first) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_a_sequence_model_mixes_items_of_one_time_from_the_persons_own_stream(name: str) -> None:
+    items = HISTORIES[2]
+    config = FedAvgConfig(model=ModelConfig(name=name, dim=4, dropout=0.0), local=LocalTraining(lr=0.5))
+    learner = FedAvg(Catalogue(ids=tuple(str(i) for i in range(N_ITEMS))), config)
+
+    def sent(times: Int64, seed: int) -> Float32:
+        history = History(items.astype(np.int32), times, np.ones(len(items), np.float32))
+        made = learner.contribution(loud_state(learner), history, np.random.default_rng(seed))
+        return made["item.weight"]
+
+    apart, tied, none = np.arange(len(items)) + 1, np.full(len(items), 7), np.zeros(len(items), np.int64)
+    np.testing.assert_array_equal(sent(apart, 1), sent(apart, 2))
+    np.testing.assert_array_equal(sent(none, 1), sent(apart, 2))  # no times: the order they came in
+    np.testing.assert_array_equal(sent(tied, 1), sent(tied, 1))
+    assert np.abs(sent(tied, 1) - sent(tied, 2)).max() > 1e-4
 
 
 def loud_state(learner: FedAvg) -> dict[str, Float32]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from opacus import GradSampleModule
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor
@@ -14,6 +20,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
 from penchant.common.errors import InvalidConfig
+from penchant.common.interactions import History
 from penchant.common.learners.neural.models import (
     MODELS,
     InterestModel,
@@ -25,7 +32,9 @@ from penchant.common.learners.neural.models import (
     neumf,
     pad,
     reads_history,
+    untied,
 )
+from penchant.common.learners.neural.models.transformer import FAR, Block
 
 N_ITEMS = 20  # 0 … 9 are one taste, 10 … 19 the other
 LENGTH = 8
@@ -207,25 +216,42 @@ class TestSequenceModels:
             assert same(model.encode(history[:, :end])[:, -1], states[:, end - 1])
 
     @pytest.mark.parametrize("length", [2, 4])
-    def test_the_loss_is_the_mean_over_prefixes(self, name: str, length: int) -> None:
+    def test_the_loss_against_negatives_is_the_mean_over_prefixes(self, name: str, length: int) -> None:
         model = sequence_model(name)
         history = [7, 3, 15, 4][:length]
         negatives = torch.randint(0, N_ITEMS, (1, LENGTH, 3))
         offset = LENGTH - len(history)
-        softmax, binary = [], []
+        binary = []
         for t in range(1, len(history)):
-            prefix = pad([history[:t]], LENGTH, N_ITEMS)
-            softmax.append(F.cross_entropy(all_scores(model, prefix), torch.tensor([history[t]])))
             group = torch.cat([torch.tensor([history[t]]), negatives[0, offset + t]])
-            binary.append(group_loss(model(prefix, group[None]))[0])
+            binary.append(group_loss(model(pad([history[:t]], LENGTH, N_ITEMS), group[None]))[0])
         padded = pad([history], LENGTH, N_ITEMS)
         assert same(model.sequence_loss(padded, negatives)[0], torch.stack(binary).mean())
         assert not same(model.sequence_loss(padded, negatives.flip(1))[0], torch.stack(binary).mean())
         if model.needs_negatives:
             with pytest.raises(InvalidConfig, match="negatives"):
                 model.sequence_loss(padded)
-        else:
-            assert same(model.sequence_loss(padded)[0], torch.stack(softmax).mean())
+
+    def test_columns_of_padding_alone_change_neither_scores_nor_loss_nor_gradient(self, name: str) -> None:
+        model = sequence_model(name)
+        histories = [[3, 3, 14], [5, 1, 2, 19], [], [6]]
+        negatives = torch.randint(0, N_ITEMS, (4, LENGTH, 3))
+
+        def found(length: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+            history = pad(histories, length, N_ITEMS)
+            losses = model.sequence_loss(history, negatives[:, -length:] if model.needs_negatives else None)
+            gradients = torch.autograd.grad(losses.sum(), list(model.parameters()))
+            return model.score_all(history), losses, list(gradients)
+
+        scores, losses, gradients = found(LENGTH)
+        assert same(scores, model.encode(pad(histories, LENGTH, N_ITEMS))[:, -1] @ model.item.weight[:N_ITEMS].T)
+        for length in (4, 5):
+            other, cost, slopes = found(length)
+            assert same(other, scores)
+            assert same(cost, losses)
+            assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(slopes, gradients, strict=True))
+        assert not same(found(3)[0], scores)  # which does cut an item off
+        assert not same(found(3)[1], losses)
 
     def test_a_history_too_short_to_predict_in_costs_and_teaches_nothing(self, name: str) -> None:
         model = sequence_model(name)
@@ -235,6 +261,11 @@ class TestSequenceModels:
         assert losses[2] > 0
         backward(losses[:2].sum())
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+        for nothing in (history[:2], history[:0]):
+            drawn = torch.zeros(len(nothing), LENGTH, 2, dtype=torch.int64)
+            assert model.sequence_loss(nothing, drawn).tolist() == [0.0] * len(nothing)
+            if not model.needs_negatives:
+                assert model.sequence_loss(nothing).tolist() == [0.0] * len(nothing)
 
     def test_the_padding_row_gets_no_gradient(self, name: str) -> None:
         model = sequence_model(name)
@@ -251,6 +282,116 @@ class TestSequenceModels:
         assert torch.isfinite(model.sequence_loss(longest, torch.randint(0, N_ITEMS, (2, LENGTH + 1, 2)))).all()
         with pytest.raises(InvalidConfig, match="max_length is 8"):
             model(longest, longest)
+
+
+def plain_loss(model: SequenceModel, history: list[int]) -> Tensor:
+    """The softmax loss of one history, a place and an item at a time."""
+    total, n = torch.zeros(()), model.n_items
+    for t in range(1, len(history)):
+        z = model.score_all(torch.tensor([history[:t]]))[0]
+        new = [i for i in range(n) if i not in history[:t] or i == history[t]]
+        target = [0.1 / n + (0.9 if i == history[t] else 0.0) for i in range(n)]
+        total = total + z[new].exp().sum().log() - sum(q * z[i] for i, q in enumerate(target))
+    return total / math.sqrt(max(1, len(history) - 1))
+
+
+@pytest.mark.parametrize("name", [name for name in SEQUENCE if not sequence_model(name).needs_negatives])
+class TestSoftmaxLoss:
+    # Repeats, at once and later; padding before and none; nothing to predict.
+    HISTORIES: ClassVar[list[list[int]]] = [[7, 3, 7, 7, 15, 3], [1], [2, 9], [], [*range(7), 19], [19, 19]]
+
+    def test_is_that_of_a_loop_over_places_and_items_and_so_is_its_gradient(self, name: str) -> None:
+        model = sequence_model(name)
+        losses = model.sequence_loss(pad(self.HISTORIES, LENGTH, N_ITEMS))
+        expected = torch.stack([plain_loss(model, history) for history in self.HISTORIES])
+        assert torch.allclose(losses, expected, atol=1e-4)
+        weights = torch.arange(1.0, 7.0)  # so that no two histories are exchanged
+        found = torch.autograd.grad(losses @ weights, list(model.parameters()))
+        slow = torch.autograd.grad(expected @ weights, list(model.parameters()))
+        assert all(torch.allclose(a, b, atol=2e-3, rtol=1e-3) for a, b in zip(found, slow, strict=True))
+
+    def test_an_item_met_before_is_no_rival_and_a_repeat_is_still_wanted(self, name: str) -> None:
+        model = sequence_model(name)
+        history = pad([[7, 3, 15]], LENGTH, N_ITEMS)
+        slope = torch.autograd.grad(model.sequence_loss(history).sum(), model.item.weight)[0]
+        assert slope[5].abs().sum() > 0
+        for repeated in ([7, 3, 7], [7, 7, 7]):
+            loss = model.sequence_loss(pad([repeated], LENGTH, N_ITEMS))
+            assert torch.isfinite(loss).all()
+            assert torch.allclose(loss, plain_loss(model, repeated), atol=1e-4)
+
+    def test_m_places_that_cost_alike_cost_the_root_of_m(self, name: str) -> None:
+        model = sequence_model(name)
+        with torch.no_grad():
+            for weights in model.parameters():
+                weights.zero_()  # every item alike everywhere
+        for m in (1, 4, 7):
+            history = [*range(m), 19]
+            cost = sum(math.log(N_ITEMS - t) for t in range(1, m + 1)) / m**0.5
+            assert model.sequence_loss(pad([history], LENGTH, N_ITEMS)).item() == pytest.approx(cost, rel=1e-5)
+
+
+def test_attention_adds_a_number_for_each_distance_and_sees_nothing_later() -> None:
+    d, heads, length = 6, 2, FAR + 5
+    block, random = Block(d, heads, 8, 0.5).eval(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in block.parameters():
+            weights.normal_(0, 0.5, generator=random)
+    x = torch.randn(1, length, d, generator=random)
+    query, key, value = block.query_key_value(x)[0].split(d, 1)
+    expected = torch.zeros(length, d)
+    for head in range(heads):
+        part = slice(head * d // heads, (head + 1) * d // heads)
+        for t in range(length):
+            logits = [
+                query[t, part] @ key[s, part] / (d / heads) ** 0.5 + block.distance[head, min(t - s, FAR - 1)]
+                for s in range(t + 1)
+            ]
+            expected[t, part] = torch.stack(logits).softmax(0) @ value[: t + 1, part]
+    assert same(block.attend(x)[0], block.mix(expected))
+    with torch.no_grad():
+        block.distance[:, FAR - 1] += 1.0  # of the farthest places alone
+    moved = (block.attend(x)[0] - block.mix(expected)).abs().amax(1) > 1e-3
+    assert moved.tolist() == [t >= FAR - 1 for t in range(length)]
+
+
+def test_at_first_one_block_tells_no_distances_apart() -> None:
+    model = build(ModelConfig(name="transformer", dim=8, layers=1, max_length=LENGTH), N_ITEMS, 1).eval()
+    one, other = pad([[1, 2, 3, 4, 9], [3, 1, 4, 2, 9]], LENGTH, N_ITEMS)
+    assert same(all_scores(model, one[None]), all_scores(model, other[None]))
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name.endswith("distance"):
+                weights[:, 1] += 5.0
+    assert not same(all_scores(model, one[None]), all_scores(model, other[None]))
+
+
+TIMES = st.lists(st.integers(0, 3), min_size=1, max_size=12)
+
+
+@given(times=TIMES, seed=st.integers(0, 2**32))
+@example(times=[0, 0, 0, 0, 0, 0], seed=1)
+@example(times=[1, 1, 0, 0, 1, 1], seed=1)  # not in order: what is equal but apart stays apart
+def test_items_are_mixed_within_runs_of_one_time_and_only_there(times: list[int], seed: int) -> None:
+    n = len(times)
+    history = History(np.arange(n, dtype=np.int32), np.array(times, np.int64), np.ones(n, np.float32))
+    found = untied(history, np.random.default_rng(seed))
+    assert [times[i] for i in found] == times
+    start = 0
+    for end in range(1, n + 1):
+        if end == n or times[end] != times[start] or times[end] == 0:
+            assert sorted(found[start:end].tolist()) == list(range(start, end))
+            start = end
+    assert found.tolist() == untied(history, np.random.default_rng(seed)).tolist()
+
+
+def test_every_order_of_a_tie_is_as_likely_as_another() -> None:
+    history = History(np.arange(4, dtype=np.int32), np.array([5, 7, 7, 7]), np.ones(4, np.float32))
+    random, n = np.random.default_rng(0), 6000
+    counts = Counter(tuple(untied(history, random).tolist()) for _ in range(n))
+    assert len(counts) == 6
+    assert {order[0] for order in counts} == {0}
+    assert max(abs(c - n / 6) for c in counts.values()) < 6 * (n / 6) ** 0.5  # six stddevs
 
 
 @pytest.mark.parametrize("name", POINT)
@@ -361,10 +502,14 @@ def test_every_option_reaches_its_model() -> None:
         return sum(p.numel() for p in model.parameters())
 
     plain = n_parameters()
-    assert n_parameters(max_length=60) == plain + 10 * 32
+    assert n_parameters(dim=32) < plain
+    assert n_parameters(max_length=60) == plain  # nothing is learned for a place in the window
     assert n_parameters(layers=3) > plain
     assert n_parameters(hidden=64) < plain
-    assert n_parameters(heads=4) == plain
+    assert n_parameters(heads=4) == plain + 2 * 2 * FAR  # two blocks
+    sizes = {"dim": 64, "hidden": 128, "layers": 2, "heads": 2, "dropout": 0.3, "max_length": 200}
+    assert ModelConfig(name="transformer").options == sizes
+    assert ModelConfig(name="gru").options["dim"] == ModelConfig(name="mf").options["dim"] == 32
     dropped = build(ModelConfig(name="gru", dropout=0.75), N_ITEMS, 0)
     assert any(isinstance(m, torch.nn.Dropout) and m.p == 0.75 for m in dropped.modules())
 

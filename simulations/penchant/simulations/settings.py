@@ -455,7 +455,8 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     warm = cooccurrence.split(math.inf) if settings.start == "co-occurrence" else ()
     updates = settings.rounds or (20 if not private else 2 if warm else 4)
     rounds = len(warm) + updates
-    cohort = settings.cohort or (n_users if private or warm else min(n_users, 300))
+    usual = 64 if row.model == "transformer" else 300  # people in a round; many small steps suit attention
+    cohort = settings.cohort or (n_users if private or warm else min(n_users, usual))
     sampling: Sampling = "poisson" if settings.sampling == "poisson" and private else "none"
     cap = min(settings.max_participations or rounds, rounds)
     if private and sampling == "none":  # each profile has k rounds of its own, and the cohort follows
@@ -492,6 +493,8 @@ def _fedavg(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple
     if private:
         sigma = settings.noise_multiplier or accounting.calibrate(lambda s: plan(s).events(), epsilon, delta)
     server = {"optimizer": "adam", "lr": 0.03 if reads else 0.05}
+    if row.model == "transformer":
+        server = {"optimizer": "adam", "lr": 0.01, "decay": 0.01}
     if private:  # a row of a table moves with the few who have the item, everything else with everybody
         few = 0.2 if reads else 1.0
         server = {"optimizer": "sgd", "lr": few if trains != "all" else 20.0 if warm else 200.0}
@@ -570,7 +573,7 @@ def _with_parts(settings: SimulationConfig, model: str) -> SimulationConfig:
         case "neumf":
             return replace(settings, adapter=4)
         case "transformer":  # whose untrained blocks let the latest item through
-            return replace(settings, freeze=("item", "position", "blocks"))
+            return replace(settings, freeze=("item", "blocks"))
         case _:
             return replace(settings, freeze=("item",))
 

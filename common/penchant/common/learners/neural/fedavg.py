@@ -42,7 +42,7 @@ from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConf
 from penchant.common.learners.neural import adapters, local, start
 from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
-from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded
+from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded, untied
 from penchant.common.negatives import negatives
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
@@ -321,16 +321,16 @@ class FedAvg(Learner):
     def _train_sequence(
         self, model: SequenceModel, weights: dict[str, Tensor], history: History, random: np.random.Generator
     ) -> Arrays:
-        """One person's sequence: each epoch a step on the mean loss of its last items."""
+        """One person's sequence: each epoch a step on the loss of its last items, those of one time mixed anew."""
         rule, tables = self.config.local, adapters.tables(model)
         fixed = {name: values for name, values in weights.items() if name in self.frozen}
         own = {name: values for name, values in weights.items() if name not in fixed}
         with seeded(int(random.integers(2**63 - 1)), self.where):  # dropout
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:
-                sequence = pad([history.items], model.max_length + 1, len(self.catalogue)).to(self.where)
                 loss = _SequenceLoss(model).train()
                 for _ in range(rule.epochs):
+                    sequence = pad([untied(history, random)], model.max_length + 1, len(self.catalogue)).to(self.where)
                     drawn = None
                     if model.needs_negatives:
                         shape = (1, sequence.shape[1], rule.negatives)
@@ -340,8 +340,9 @@ class FedAvg(Learner):
                     whole = adapters.whole({**now, **fixed}, tables)
                     value = functional_call(loss, {f"model.{n}": v for n, v in whole.items()}, (sequence, drawn))
                     for name, slope in zip(now, grad(value, list(now.values())), strict=True):
-                        pull = rule.proximal * (own[name] - weights[name]) if rule.proximal else 0.0
-                        own[name] = own[name] - rule.lr * (slope + pull)
+                        if rule.proximal:
+                            slope = slope + rule.proximal * (own[name] - weights[name])
+                        own[name] = own[name].sub(slope, alpha=rule.lr)
         return {name: (own[name] - weights[name]).cpu().numpy() for name in own}
 
 

@@ -23,7 +23,7 @@ from penchant.common.learners.neural.models.conv_lstm import ConvLstm
 from penchant.common.learners.neural.models.mf import MF
 from penchant.common.learners.neural.models.neumf import NeuMF
 from penchant.common.learners.neural.models.recurrent import Recurrent
-from penchant.common.learners.neural.models.sequence import SequenceModel
+from penchant.common.learners.neural.models.sequence import SequenceModel, untied
 from penchant.common.learners.neural.models.transformer import Transformer
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "pad",
     "reads_history",
     "seeded",
+    "untied",
 ]
 
 Option = int | float
@@ -55,13 +56,14 @@ class Recipe:
 
     Attributes:
         make: the model's class, or a `functools.partial` of it; takes n_items and every option by keyword.
-        options: the options it has besides `dim`, with its defaults.
+        options: the options it has, with its defaults; every model has `dim` and, read or not, `max_length`.
     """
 
     make: Callable[..., InterestModel]
     options: Mapping[str, Option]
 
 
+_DIM = 32  # where a recipe names none
 _RECURRENT: Mapping[str, Option] = {"hidden": 64, "layers": 1, "dropout": 0.2, "max_length": 50}
 
 MODELS: dict[str, Recipe] = {
@@ -70,7 +72,9 @@ MODELS: dict[str, Recipe] = {
     "gru": Recipe(partial(Recurrent, kind="gru"), _RECURRENT),
     "lstm": Recipe(partial(Recurrent, kind="lstm"), _RECURRENT),
     "cnn-lstm": Recipe(ConvLstm, _RECURRENT),
-    "transformer": Recipe(Transformer, {"hidden": 128, "layers": 2, "heads": 2, "dropout": 0.2, "max_length": 50}),
+    "transformer": Recipe(
+        Transformer, {"dim": 64, "hidden": 128, "layers": 2, "heads": 2, "dropout": 0.3, "max_length": 200}
+    ),
 }
 
 
@@ -102,10 +106,10 @@ class ModelConfig:
     """
 
     name: str
-    dim: int = 32
+    dim: int | None = None
     layers: int | None = None
     heads: int | None = None
-    max_length: int = 50
+    max_length: int | None = None
     dropout: float | None = None
     hidden: int | None = None
 
@@ -124,8 +128,8 @@ class ModelConfig:
             elif not isinstance(value, int) or value < 1:
                 raise InvalidConfig(f"{option} must be a whole number ≥ 1, not {value}")
         options = self.options
-        if self.dim % options.get("heads", 1):
-            raise InvalidConfig(f"heads must divide dim; {options['heads']} does not divide {self.dim}")
+        if options["dim"] % options.get("heads", 1):
+            raise InvalidConfig(f"heads must divide dim; {options['heads']} does not divide {options['dim']}")
         if self.name == "neumf" and options["hidden"] % 2:
             raise InvalidConfig(f"hidden must be even for neumf, not {options['hidden']}")
 
@@ -136,7 +140,7 @@ class ModelConfig:
         >>> ModelConfig(name="neumf", dim=8).options
         {'dim': 8, 'hidden': 32}
         """
-        defaults = {"dim": self.dim, **MODELS[self.name].options}
+        defaults = {"dim": _DIM, **MODELS[self.name].options}
         chosen = {name: getattr(self, name) for name in defaults}
         return {name: defaults[name] if value is None else value for name, value in chosen.items()}
 

@@ -1,21 +1,34 @@
 """What sequence models share: a state after each item of a history, and a loss on the item that came next.
 
-    state_t = read(√d v₁ … √d v_t),    logit(i) = state_t · vᵢ    with the same vectors v read and scored.
+    state_t = read(√d v₁ … √d v_t),    logit z(i) = state_t · vᵢ    with the same vectors v read and scored.
 
-A vector v starts with norm 1, so that a logit starts small; √d v is what a layer that reads it was made for.
+A vector v starts short, so that a logit starts small; √d v is near what a layer that reads it was made for.
+
+Without negatives a place t costs the cross-entropy of a softmax over the items that were not met up to t, against a
+target q that keeps ε for all n items alike, q(i) = (1 − ε) [i = next] + ε/n:
+
+    loss_t = log Σ_new exp z(i) − Σᵢ q(i) z(i) = log Σ_new exp z(i) − z(next) + ε (z(next) − state_t · v̄)
+
+v̄ is the mean vector of all items, met or not, so that smoothing costs one product. Items met before are never
+recommended, so nothing is spent on pushing them down; the next item counts as new even where it repeats one. A history
+of m places costs Σ loss_t / √m: between the mean, in which a long history says no more than a short one, and the sum,
+in which it outweighs many.
 
 The person is their history and no parameter, so no parameter is private; and one interaction enters many training
 samples, so interaction-level privacy is refused.
 
-Histories arrive padded on the left. Here each row is turned until its first item stands first, read, and turned back.
-A causal reader then meets padding only after every real item, so nothing has to be masked inside it; the padding row
-of the table, which server noise reaches like any other, never matters; and the state after t items is the one that a
-history of just those t items gives.
+Histories arrive padded on the left. Columns of padding alone are cut off. Each row is turned until its first item
+stands first, read, and turned back. A causal reader then meets padding only after every real item, so nothing has to be
+masked inside it; the padding row of the table, which server noise reaches like any other, never matters; and the state
+after t items is the one that a history of just those t items gives.
 
-Source of the loss: a softmax over the catalogue, Klenitskiy and Vasilev 2023, Turning Dross Into Gold Loss,
-https://arxiv.org/abs/2309.07602; with negatives, binary cross-entropy, Kang and McAuley 2018,
-https://arxiv.org/abs/1808.09781, where few of them make scores overconfident (Petrov and Macdonald 2023, gSASRec,
-https://arxiv.org/abs/2308.07192).
+Items of one time have no order (a clock of seconds, a form sent as a whole): training reads them in a new one each
+time. In ML-100K that is half of all neighbours, and the order that its file gives them says nothing.
+
+Sources of the loss: a softmax over the catalogue, Klenitskiy and Vasilev 2023, Turning Dross Into Gold Loss,
+https://arxiv.org/abs/2309.07602; smoothing, Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7; with
+negatives, binary cross-entropy, Kang and McAuley 2018, https://arxiv.org/abs/1808.09781, where few of them make scores
+overconfident (Petrov and Macdonald 2023, gSASRec, https://arxiv.org/abs/2308.07192).
 """
 
 from __future__ import annotations
@@ -23,11 +36,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from penchant.common.arrays import Int32
 from penchant.common.errors import InvalidConfig
+from penchant.common.interactions import History
 from penchant.common.learners.neural.models.base import InterestModel, group_loss
 
 
@@ -37,17 +53,21 @@ class SequenceModel(InterestModel):
     Attributes:
         max_length: most items that `encode` reads.
         needs_negatives: `sequence_loss` is defined only with negatives.
+        first_norm: of an item vector, before any training.
+        smoothing: ε of the softmax loss, in [0, 1).
     """
 
     item_tables: ClassVar[tuple[str, ...]] = ("item.weight",)
     reads_history: ClassVar[bool] = True
     needs_negatives: ClassVar[bool] = False
+    first_norm: ClassVar[float] = 1.0
+    smoothing: ClassVar[float] = 0.1
 
     def __init__(self, n_items: int, *, dim: int, max_length: int) -> None:
         super().__init__(n_items)
         self.max_length = max_length
         self.item = nn.Embedding(n_items + 1, dim, padding_idx=n_items)  # the last row stands for padding
-        nn.init.normal_(self.item.weight, std=dim**-0.5)  # a vector of norm 1
+        nn.init.normal_(self.item.weight, std=self.first_norm * dim**-0.5)
         nn.init.zeros_(self.item.weight[n_items].detach())
 
     @abstractmethod
@@ -72,39 +92,77 @@ class SequenceModel(InterestModel):
         return _turn(states, -n_padded).masked_fill(~real[:, :, None], 0.0)
 
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
-        last = self.encode(history)[:, -1, :, None]  # [B, d, 1]
+        last = self._last(history)[:, :, None]  # [B, d, 1]
         logits: Tensor = (self.item(candidates) @ last).squeeze(-1)  # [B, M]
         return logits
 
     def score_all(self, history: Tensor) -> Tensor:
-        return self.encode(history)[:, -1] @ self.item.weight[: self.n_items].T  # [B, n_items]
+        return self._last(history) @ self.item.weight[: self.n_items].T  # [B, n_items]
+
+    def _last(self, history: Tensor) -> Tensor:
+        """The state after the whole history: float32[B, d]."""
+        return self.encode(history[:, self._empty(history, keep=1) :])[:, -1]
+
+    def _empty(self, history: Tensor, keep: int) -> int:
+        """How many leading columns hold padding alone; at least `keep` columns are left."""
+        real = (history != self.padding).any(0)  # [L]
+        return max(0, min(int(real.int().argmax()), len(real) - keep))
 
     def sequence_loss(self, history: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """The next-item loss of each history, averaged over its items but the first: float32[B].
+        """The next-item loss of each history over its items but the first: float32[B].
 
-        A history of fewer than two items costs 0.
+        With negatives the mean over those items, without them the sum over the root of their number. A history of fewer
+        than two items costs 0.
 
         Args:
             history: int64[B, L], padded on the left, L ≤ max_length + 1: the last item is only predicted.
             negatives: int64[B, L, k], drawn against the item in the same place; the first place is not read.
-                Without them the loss is the cross-entropy of a softmax over the catalogue.
+                Without them the loss is the softmax over the catalogue that is described above.
 
         Raises:
             InvalidConfig: no negatives for a model that needs them, or L > max_length + 1.
         """
+        empty = self._empty(history, keep=2)
+        history = history[:, empty:]
+        if negatives is not None:
+            return self._binary_loss(history, negatives[:, empty:])
+        if self.needs_negatives:
+            raise InvalidConfig(f"{type(self).__name__} is trained against negatives; none were given")
+        return self._softmax_loss(history)
+
+    def _binary_loss(self, history: Tensor, negatives: Tensor) -> Tensor:
         states = self.encode(history[:, :-1])  # [B, L-1, d]
         follows = history[:, :-1] != self.padding  # [B, L-1], places with an item before them
-        chosen = history[:, 1:]  # [B, L-1]
-        if negatives is not None:
-            groups = torch.cat([chosen[:, :, None], negatives[:, 1:]], 2)  # [B, L-1, 1+k]
-            losses = group_loss((self.item(groups) @ states[..., None]).squeeze(-1))  # [B, L-1]
-        elif self.needs_negatives:
-            raise InvalidConfig(f"{type(self).__name__} is trained against negatives; none were given")
-        else:
-            logits = states @ self.item.weight[: self.n_items].T  # [B, L-1, n_items]
-            chosen = chosen.masked_fill(~follows, 0)  # any item: masked below
-            losses = F.cross_entropy(logits.transpose(1, 2), chosen, reduction="none")  # [B, L-1]
+        groups = torch.cat([history[:, 1:, None], negatives[:, 1:]], 2)  # [B, L-1, 1+k]
+        losses = group_loss((self.item(groups) @ states[..., None]).squeeze(-1))  # [B, L-1]
         return (losses * follows).sum(1) / follows.sum(1).clamp(min=1)
+
+    def _softmax_loss(self, history: Tensor) -> Tensor:
+        before = history[:, :-1]  # [B, L-1]
+        follows = before != self.padding  # [B, L-1], places with an item before them
+        row, place = follows.nonzero(as_tuple=True)  # int64[P] each, of every such place
+        states, chosen = self.encode(before)[row, place], history[row, place + 1]  # [P, d], [P]
+        vectors = self.item.weight[: self.n_items]
+        wanted = (states * self.item(chosen)).sum(1)  # [P]
+        columns = torch.arange(before.shape[1], device=history.device)
+        met = torch.where(follows[row] & (columns <= place[:, None]), before[row], before[row, place, None])  # [P, L-1]
+        new = (states @ vectors.T).scatter_(1, met, -torch.inf).scatter_(1, chosen[:, None], wanted[:, None])
+        losses = F.cross_entropy(new, chosen, reduction="none")  # [P] ← [P, n_items]
+        losses = losses + self.smoothing * (wanted - states @ vectors.mean(0))
+        costs: Tensor = losses.new_zeros(len(history)).index_add(0, row, losses) / follows.sum(1).clamp(min=1).sqrt()
+        return costs
+
+
+def untied(history: History, random: np.random.Generator) -> Int32:
+    """The items, those of one time in an order drawn anew: int32[n].
+
+    A time of 0 is none, and such items stay in the order they came in.
+
+    >>> untied(History.of([3, 1, 2]), np.random.default_rng(0)).tolist()
+    [3, 1, 2]
+    """
+    later = (np.diff(history.times, prepend=-1) != 0) | (history.times == 0)
+    return history.items[np.lexsort((random.random(len(history)), np.cumsum(later)))]
 
 
 def _turn(rows: Tensor, places: Tensor) -> Tensor:
