@@ -335,7 +335,7 @@ class _Run:
                 return Ease(train), {}
 
     def _central(self, row: Row) -> tuple[Scorer, dict[str, Any]]:
-        settings = central.CentralTraining(epochs=self.settings.rounds or 15)
+        settings = central.usual(row.model, self.settings.rounds)
         self.watch.begin(row.name, settings.epochs)
         learner = FedAvg(self.data.catalogue, FedAvgConfig(model=ModelConfig(name=row.model)), where=self.where)
         state = central.train(
