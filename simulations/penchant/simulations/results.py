@@ -40,6 +40,7 @@ class Study:
         config: of every seed.
         seeds: how many.
         ratios: pairs (row, other row) whose ratio the page gives with its interval.
+        beside: another study of the same data and seeds, and its rows that stand in this table too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Study:
     config: SimulationConfig
     seeds: int = 5
     ratios: tuple[tuple[str, str], ...] = ()
+    beside: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,30 +150,12 @@ def studies() -> tuple[Study | FrontierStudy, ...]:
             ratios=(("fedavg", "central"),),
         ),
         Study(
-            "ml-100k-private",
-            "ML-100K, user level",
-            "943 people.",
-            SimulationConfig(data="ml-100k", unit="user"),
-        ),
-        Study(
-            "synthetic-6000",
-            "6 000 synthetic people, user level: co-occurrence",
-            "A population ten times larger: the same noise is spread over more people.",
-            SimulationConfig(
-                data="synthetic:users=6000,items=2000,interactions=100,seed=0", learner="cooccurrence", unit="user"
-            ),
-        ),
-        Study(
-            "synthetic-6000-eps1",
-            "6 000 synthetic people, user level, an eighth of the budget: co-occurrence",
-            "As above under the smaller ε that the note says in full.",
-            SimulationConfig(
-                data="synthetic:users=6000,items=2000,interactions=100,seed=0",
-                learner="cooccurrence",
-                unit="user",
-                epsilon=1.0,
-                delta=1e-5,
-            ),
+            "ml-100k-transformer",
+            "ML-100K without privacy: the Transformer, trained centrally and federated",
+            "943 people. Centrally, at most 40 epochs; federated, 600 rounds of 64 people, one step each: 41 passes.",
+            replace(exact, model="transformer", rounds=600, cohort=64),
+            ratios=(("fedavg", "central"), ("central", "ease"), ("fedavg", "ease")),
+            beside=("ml-100k-exact", ("ease", "co-occurrence")),
         ),
         *per_model,
         *frontiers(),
@@ -190,18 +174,25 @@ def run(study: Study, root: Path, tell: Callable[[str], None]) -> list[RunFolder
     return folders
 
 
-def table(study: Study, folders: Sequence[RunFolder]) -> str:
+def table(study: Study, folders: Sequence[RunFolder], others: Sequence[RunFolder] = ()) -> str:
     """The study as a section of Markdown.
+
+    Args:
+        others: every seed of the study that `beside` names.
 
     Raises:
         InvalidConfig: its seeds were not run on the same data, so that people cannot be paired.
     """
     results = [folder.read_results() for folder in folders]
-    if len({found["data"]["digest"] for found in results}) > 1:
+    if len({found["data"]["digest"] for found in (*results, *(other.read_results() for other in others))}) > 1:
         raise InvalidConfig(f"study {study.name}: its seeds were run on different data")
-    names = [row["name"] for row in results[0]["runs"]]
-    values = {name: np.stack([f.per_user(name)[METRIC] for f in folders]) for name in names}
+    source = {row["name"]: folders for row in results[0]["runs"]}
     first = {row["name"]: row for row in results[0]["runs"]}
+    if others and study.beside:
+        source |= dict.fromkeys(study.beside[1], others)
+        first |= {row["name"]: row for row in others[0].read_results()["runs"] if row["name"] in study.beside[1]}
+    names = list(source)
+    values = {name: np.stack([f.per_user(name)[METRIC] for f in source[name]]) for name in names}
     data, split = results[0]["data"], results[0]["split"]
     lines = [
         f"## {study.title}",
@@ -218,7 +209,7 @@ def table(study: Study, folders: Sequence[RunFolder]) -> str:
     notes: list[str] = []
     for name in names:
         low, high = confidence(values[name], seed=0)
-        hit = np.mean([folder.per_user(name)["hr@10"].mean() for folder in folders])
+        hit = np.mean([folder.per_user(name)["hr@10"].mean() for folder in source[name]])
         against = [
             "–" if floor == name else _points(paired_difference(values[name], values[floor], seed=0))
             for floor in FLOORS
@@ -320,7 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         try:
             if isinstance(study, Study):
-                sections.append(table(study, run(study, args.runs, tell)))
+                other = known[study.beside[0]] if study.beside else None
+                others = run(other, args.runs, tell) if isinstance(other, Study) else ()
+                sections.append(table(study, run(study, args.runs, tell), others))
                 continue
             folder = args.runs / study.name
             tell(study.name)
