@@ -103,6 +103,17 @@ def test_a_ratio_is_given_with_its_interval(folders: list[RunFolder]) -> None:
     assert "Ratio" not in table(replace(TINY, ratios=()), folders)
 
 
+def test_rows_of_another_study_stand_in_the_table_too(folders: list[RunFolder], tmp_path: Path) -> None:
+    config = replace(TINY.config, learner="cooccurrence", rounds=None)
+    beside = ("tiny", ("fedavg",))
+    small = replace(TINY, name="small", config=config, ratios=(("co-occurrence", "fedavg"),), beside=beside)
+    text = table(small, run(small, tmp_path, lambda words: None), folders)
+    (line,) = re.findall(r"^\| fedavg \|.*$", table(TINY, folders), re.M)
+    assert line in text.splitlines()
+    assert "Ratio co-occurrence / fedavg" in text
+    assert "| central |" not in text
+
+
 def test_seeds_that_were_run_on_different_data_are_not_put_in_one_table(
     folders: list[RunFolder], tmp_path: Path
 ) -> None:
@@ -167,6 +178,13 @@ def test_the_studies_have_names_of_their_own_and_the_same_data_for_every_seed() 
             continue
         assert not study.config.data.startswith("synthetic") or "seed=" in study.config.data
         names = [row.name for row in rows(study.config)]
+        if study.beside is not None:
+            name, borrowed = study.beside
+            other = next(one for one in found if one.name == name)
+            assert isinstance(other, Study)
+            assert (other.config.data, other.seeds) == (study.config.data, study.seeds)
+            assert {*borrowed} <= {row.name for row in rows(other.config)} - {*names}
+            names += borrowed
         assert all(name in names for ratio in study.ratios for name in ratio)
 
 
