@@ -69,7 +69,8 @@ class Noisy(Learner):
     def _scores(self, state: State, histories: Interactions) -> Float32:
         return np.tile(state["w"], (histories.n_users, 1))
 
-    def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
+    def _adopted(self, name: str, state: State, place: Int64) -> np.ndarray[Any, Any]:
+        values = state[name]
         return newcomers.grown(values, place, len(self.catalogue))[0] if values.ndim else values
 
 

@@ -320,3 +320,5 @@ def test_few_columns_stay_as_they_are_and_many_keep_their_inner_products() -> No
     np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-5)
     assert np.abs(condensed(rows, 5) @ condensed(rows, 5).T - rows @ rows.T).max() > 1e-3
     assert np.linalg.norm(condensed(rows, 3), axis=1).max() <= 1 + 1e-6
+    wide = np.hstack([rows, np.zeros((40, 200), np.float32)])  # more columns than items
+    np.testing.assert_allclose(condensed(wide, 6) @ condensed(wide, 6).T, rows @ rows.T, atol=1e-5)

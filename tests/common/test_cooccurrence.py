@@ -351,6 +351,20 @@ class TestFactors:
         np.testing.assert_allclose(scores, np.tile(np.float32(0.3) * state["popularity"], (2, 1)), rtol=1e-6)
 
 
+def test_a_new_item_gets_what_an_old_one_outside_the_head_with_the_same_features_has() -> None:
+    topics = (*[("a",)] * 3, *[("b",)] * 3, ("a",))  # the last of each kind stays outside the head
+    old = Catalogue(ids=tuple("012345x"), topics=topics)
+    new = Catalogue(ids=(*old.ids, "y"), topics=(*topics, ("a",)))
+    config = CooccurrenceConfig(head=6, dims=3, window=3)
+    before, after = Cooccurrence(old, config), Cooccurrence(new, config)
+    state = with_head(np.arange(6), 7)
+    state = before.apply(state, {"matrix": summed(before, state, [[0, 1, 2], [3, 4, 5], [0, 2, 1]])}, 3.0)
+    found = after.adopt(state, old)["vectors"]
+    np.testing.assert_allclose(found[7], found[6], atol=1e-6)
+    np.testing.assert_array_equal(found[:7], state["vectors"])
+    assert np.abs(found[7]).max() > 0.01
+
+
 def test_two_tastes_come_apart_within_one_release() -> None:
     random = np.random.default_rng(0)
     histories = [(random.permutation(10) + 10 * (user % 2)).tolist() for user in range(200)]

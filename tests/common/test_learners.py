@@ -22,7 +22,7 @@ from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.als import Als, AlsConfig
 from penchant.common.learners.contract import Learner, State
-from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig, TransitionConfig
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
@@ -87,8 +87,11 @@ def some_sum(learner: Learner, state: State, seed: int) -> dict[str, np.ndarray]
     }
 
 
-def cooccurrence(catalogue: Catalogue = CATALOGUE) -> Learner:
-    return Cooccurrence(catalogue, CooccurrenceConfig(head=12, window=3, dims=4, noise_stddev=0.05))
+def cooccurrence(catalogue: Catalogue = CATALOGUE, *, head: int = 12) -> Learner:
+    config = CooccurrenceConfig(
+        head=head, window=3, dims=4, noise_stddev=0.05, transitions=TransitionConfig(dims=3, noise_stddev=0.05)
+    )
+    return Cooccurrence(catalogue, config)
 
 
 def als(catalogue: Catalogue = CATALOGUE) -> Learner:
@@ -114,7 +117,9 @@ CASES = {
     "als released": Case(als, draws=False, n_applied=3),
     "cooccurrence counts": Case(cooccurrence, draws=False),
     "cooccurrence matrix": Case(cooccurrence, draws=False, n_applied=1),
-    "cooccurrence released": Case(cooccurrence, draws=False, n_applied=2),
+    "cooccurrence transitions": Case(cooccurrence, draws=False, n_applied=2),
+    "cooccurrence released": Case(cooccurrence, draws=False, n_applied=3),
+    "cooccurrence, all in the head": Case(partial(cooccurrence, head=50), draws=False, n_applied=1),
     **{f"fedavg {name}": Case(partial(fedavg, name), keeps_scores=reads_history(name)) for name in MODELS},
     "fedavg mf later, sgd": Case(partial(fedavg, "mf", optimizer="sgd"), n_applied=2),
     "fedavg neumf later": Case(partial(fedavg, "neumf"), n_applied=2),
@@ -390,6 +395,8 @@ class TestEveryLearner:
         grown = case.make(larger)
         adopted = grown.adopt(state, CATALOGUE)
         shapes = {name: np.shape(values) for name, values in adopted.items()}
+        total = grown.partial_sum(adopted, PEOPLE, Clip(1.0), stream)  # rounds that are left go on
+        assert {name: np.shape(values) for name, values in total.items()} == dict(grown.shapes(adopted))
         twice = grown.apply(adopted, some_sum(grown, adopted, 6), 5.0)
         if not warms_up(grown, case.n_applied + 1):  # whose vectors become weights of the model
             assert {name: np.shape(values) for name, values in twice.items()}.keys() >= shapes.keys()
@@ -554,11 +561,20 @@ class TestServerStep:
         assert not np.allclose(found, self.step(rule, [8.0, 8.0, 4.0], divisor=4.0))
 
     @pytest.mark.parametrize(
-        "fields", [{"optimizer": "adagrad"}, {"lr": 0.0}, {"lr": np.nan}, {"decay": -1.0}, {"momentum": 1.0}]
+        "fields",
+        [
+            {"optimizer": "adagrad"},
+            {"lr": 0.0},
+            {"lr": np.nan},
+            {"decay": -1.0},
+            {"second": 1.0},
+            {"floor": 0.0},
+            {"momentum": 1.0},
+        ],
     )
     def test_a_setting_out_of_range_is_refused(self, fields: dict[str, Any]) -> None:
         (name,) = fields
-        with pytest.raises(InvalidConfig, match="lr" if name == "decay" else name):
+        with pytest.raises(InvalidConfig, match=name):
             ServerStep(**fields)
 
 

@@ -83,6 +83,15 @@ def test_values_within_the_edge_are_dropped_and_those_above_are_shrunk() -> None
     np.testing.assert_allclose(np.linalg.norm(v, axis=0), 1.0)
 
 
+def test_rounding_is_not_taken_for_signal() -> None:
+    random = np.random.default_rng(2)
+    matrix = 1e3 * random.standard_normal((60, 3)) @ random.standard_normal((3, 60))
+    left, right = top(matrix, 0.0, 40)
+    assert left.shape == right.shape == (60, 3)
+    np.testing.assert_allclose(left @ right.T, matrix, rtol=1e-6, atol=1e-6)
+    assert top_symmetric(matrix @ matrix.T, 0.0, 40)[0].shape[1] >= 3
+
+
 def test_nothing_above_the_edge_gives_no_columns() -> None:
     assert top_symmetric(np.eye(4), 2.0, 4)[0].shape == (4, 0)
     assert [m.shape for m in top(np.eye(4), 2.0, 4)] == [(4, 0), (4, 0)]

@@ -23,7 +23,7 @@ from penchant.simulations.evaluation import paired_difference, paired_ratio
 from penchant.simulations.frontier import FrontierConfig, cells, learner_options, promises
 from penchant.simulations.results import FrontierStudy, frontier_table, studies
 from penchant.simulations.runs import RunFolder
-from penchant.simulations.settings import SimulationConfig, rows
+from penchant.simulations.settings import SimulationConfig
 from penchant.simulations.simulate import simulate
 
 TINY = SimulationConfig(data="synthetic:users=24,items=40,interactions=10,topics=8,seed=0", nodes=1)
@@ -347,7 +347,10 @@ def test_the_frontiers_of_the_page_are_at_every_epsilon_for_every_learner_over_f
         assert (one.config.base.delta, one.config.base.split) == (1e-5, "leave-last-out")
         assert not one.config.base.data.startswith("synthetic") or "seed=" in one.config.base.data
         assert ("research figure" in one.title) == (one.config.as_if_users is not None)
-        assert all(len(rows(cell.settings)) for cell in cells(one.config, 610))
+        assert {"cooccurrence", "als"} < {*one.config.learners}
+        assert any(name.startswith("fedavg") for name in one.config.learners)
+        made_of = [(cell.learner, cell.epsilon, cell.settings.seed) for cell in cells(one.config, 610)]
+        assert len(set(made_of)) == len(made_of) == len(one.config.learners) * 6 * one.config.seeds
 
 
 # ------------------------------------------------------------------------------------------------------- command line

@@ -23,6 +23,7 @@ from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.streams import Streams
 from penchant.simulations.settings import (
     BY_HAND,
+    CHOSEN,
     PROFILES,
     UNCHARGED,
     AsIf,
@@ -478,7 +479,7 @@ def test_a_plan_comes_back_from_its_json_and_settings_build_the_learner(row: Row
     again = PrivacyPlan.from_json(made.plan.to_json())
     assert again == made.plan
     assert again.digest == made.plan.digest
-    assert again.uncharged == ("k-core survival", *UNCHARGED, *((PROFILES,) if again.unit == "user" else ()))
+    assert again.uncharged == ("k-core survival", CHOSEN, *UNCHARGED, *((PROFILES,) if again.unit == "user" else ()))
     assert federated(row, SimulationConfig(), 51).plan.digest != made.plan.digest
     plain = json.loads(json.dumps(made.settings))
     learner = registry.build(made.learner, plain, Catalogue(ids=tuple(map(str, range(9)))))
@@ -607,6 +608,37 @@ def test_how_settings_were_chosen_stands_beside_every_epsilon_and_so_does_not_kn
     assert BY_HAND not in uncharged(settings={"window": 5}, tuned=tuned)
     assert tuned in uncharged(tuned=tuned)
     assert not {tuned, BY_HAND} & set(uncharged())
+    assert CHOSEN in uncharged()
+    for chosen in ({"settings": {"window": 5}}, {"counts_share": 0.3}, {"tuned": tuned}):
+        assert CHOSEN not in uncharged(**chosen)
+        assert f"other {CHOSEN}" in uncharged(**chosen)
+    assert BY_HAND in uncharged(counts_share=0.3)
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings", "path"),
+    [
+        ("cooccurrence", {"counts_stddev": 0.0}, "counts_stddev"),
+        ("cooccurrence", {"transitions": {"noise_stddev": 0.0}}, "transitions.noise_stddev"),
+        ("als", {"start": {"noise_stddev": 0.0}}, "start.noise_stddev"),
+        ("fedavg", {"start": "co-occurrence"}, "start"),
+        ("fedavg", {"device": {"clip_norm": 1.0}}, "device"),
+    ],
+)
+def test_a_setting_that_the_plan_decides_is_refused_however_deep(
+    learner: str, settings: dict[str, Any], path: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=f"settings.{path} follows from the privacy plan"):
+        SimulationConfig(learner=learner, settings=settings)
+
+
+def test_settings_of_a_sum_that_the_plan_has_not_are_refused() -> None:
+    given = SimulationConfig(learner="cooccurrence", settings={"transitions": {"window": 2}}, **BUDGET)
+    with pytest.raises(InvalidConfig, match=r"settings\.transitions is of a sum"):
+        federated(COOCCURRENCE, given, 60)
+    made = federated(COOCCURRENCE, given, 61_000)
+    assert made.settings["transitions"]["window"] == 2
+    assert made.settings["transitions"]["noise_stddev"] == made.plan.sums[2].noise_multiplier
 
 
 def test_the_counts_share_divides_the_budget_and_leaves_epsilon_as_it_was() -> None:

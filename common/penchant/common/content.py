@@ -121,6 +121,10 @@ def condensed(rows: Float32, dims: int = 64) -> Float32:
     if rows.shape[1] <= dims:
         return rows
     wide = rows.astype(np.float64)
+    if len(rows) < rows.shape[1]:
+        squares, left = np.linalg.eigh(wide @ wide.T)
+        few: Float32 = (left * np.sqrt(np.maximum(squares, 0.0)))[:, ::-1][:, :dims].astype(np.float32)
+        return few
     _, basis = np.linalg.eigh(wide.T @ wide)
     out: Float32 = (wide @ basis[:, ::-1][:, :dims]).astype(np.float32)
     return out

@@ -52,6 +52,7 @@ FLOORS = ("popularity", "no-sharing")
 REFERENCES = ("ease", "central", "item-knn", "truth")
 """What may stand beside the floors; "truth" is the law that made synthetic data, and nothing scores better than it."""
 _OF_PRIVACY = ("epsilon", "delta", "noise_multiplier", "clip", "clip_quantile", "sampling")  # refused by unit none
+_OF_DATA = ("data", "items", "rating_scale", "skip_bad_rows", "k_core", "split", "seed", "delta")  # one for all cells
 _OF_CELLS = ("learner", "model", "unit", "epsilon", "noise_multiplier", "as_if_users", "settings", "tuned")
 
 
@@ -133,11 +134,12 @@ def learner_options(name: str) -> dict[str, Any]:
             continue
         key = key.replace("-", "_")
         kinds = [kind for kind in (bool, int, float, str) if kind in (hints.get(key), *get_args(hints.get(key)))]
-        if not kinds or key in ("data", "items", "split", "seed", "delta", *_OF_CELLS):
-            free = [f.name for f in fields(SimulationConfig) if f.name not in _OF_CELLS]
+        if not kinds or key in (*_OF_DATA, *_OF_CELLS):
+            free = [f.name for f in fields(SimulationConfig) if f.name not in (*_OF_DATA, *_OF_CELLS)]
             raise InvalidConfig(f"{name}: {key} is no option of a learner{config.did_you_mean(key, free)}")
         try:
-            options[key] = {"true": True, "false": False}[text] if kinds[0] is bool else kinds[0](text)
+            value = {"true": True, "false": False}[text] if kinds[0] is bool else kinds[0](text)
+            options[key] = tuple(text.split("+")) if key == "freeze" else value
         except (ValueError, KeyError):
             raise InvalidConfig(f"{name}: {key} cannot be {text!r}") from None
     return options
@@ -191,6 +193,8 @@ def run(wanted: FrontierConfig, path: Path, *, jobs: int = 1, tell: Callable[[st
     todo = list(cells(wanted, prepared.population.histories.n_users))
     for cell in todo:
         plan_of(cell.row, cell.settings, prepared)
+    if len({cell.place for cell in todo}) < len(todo):
+        raise InvalidConfig("two learners or two ε would share a folder: write them so that they differ, or drop one")
     if "truth" in wanted.references and not isinstance(prepared.data, Synthetic):
         raise InvalidConfig(f"the truth of {prepared.data.name} is not known: drop the reference truth")
     record = {"schema_version": SCHEMA_VERSION, "frontier": config.encode(wanted)}

@@ -36,8 +36,8 @@ from penchant.common.taste import TasteConfig
 LearnerName = Literal["fedavg", "cooccurrence", "als"]
 Start = Literal["random", "content", "co-occurrence"]
 Kind = Literal["floor", "not private", "federated"]
+CHOSEN = "settings were chosen on public MovieLens data"
 UNCHARGED = (
-    "settings were chosen on public MovieLens data",
     "the number of users is public",
     "accuracy, curves and counts here are exact",
 )
@@ -46,6 +46,11 @@ START_SHARE = 0.9
 COUNT_SHARE = 0.02
 """Of μ², for the counts that steer a clip_quantile."""
 BY_HAND = "settings were given by hand, and how they were chosen is not known here"
+CHOICES = (
+    *("rounds", "local_epochs", "lr", "clip", "clip_quantile", "row_clip", "counts_share"),
+    *("freeze", "adapter", "proximal", "settings"),
+)
+"""What `tuned` speaks of where it is given."""
 PROFILES = "a person enrolled m times counts m times (m·μ)"
 
 
@@ -220,8 +225,8 @@ class SimulationConfig:
         if self.settings is not None:
             if self.learner is None:
                 raise InvalidConfig("settings are of one learner: give --learner")
-            if decided := [name for name in self.settings if name == "device" or name.startswith("noise")]:
-                raise InvalidConfig(f"settings.{decided[0]} follows from the privacy plan: drop it")
+            if decided := _decided(self.settings):
+                raise InvalidConfig(f"settings.{decided} follows from the privacy plan: drop it")
         if self.start == "co-occurrence":
             for name in ("cohort", "sampling", "max_participations"):
                 if getattr(self, name) not in (None, "none"):
@@ -306,8 +311,10 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
         raise InvalidConfig(f"cohort {settings.cohort} is larger than the {n_users} users: take --cohort {n_users}")
     if row.unit != "none" and settings.delta is not None and settings.delta >= 1 / n_users:
         raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {_delta(n_users):g}")
-    tuned = () if settings.settings is None and settings.tuned is None else (settings.tuned or BY_HAND,)
-    uncharged = (*uncharged, *tuned, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
+    chosen: tuple[str, ...] = (CHOSEN,)
+    if settings.tuned or any(getattr(settings, name) not in (None, ()) for name in CHOICES):
+        chosen = (settings.tuned or BY_HAND, f"other {CHOSEN}")
+    uncharged = (*uncharged, *chosen, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
     if row.learner == "cooccurrence":
         made = _cooccurrence(row, settings, n_users, uncharged)
     elif row.learner == "als":
@@ -364,14 +371,32 @@ def as_if(settings: SimulationConfig, n_users: int) -> AsIf | None:
     return AsIf(users=settings.as_if_users, epsilon=epsilon, delta=delta)
 
 
+def _decided(settings: Mapping[str, Any]) -> str:
+    """The path of a setting that the plan decides: which sums there are, and what noise they get; "" if there is none.
+
+    >>> _decided({"transitions": {"window": 2, "noise_stddev": 0.0}})
+    'transitions.noise_stddev'
+    """
+    for name, value in settings.items():
+        if name in ("device", "start") and not isinstance(value, Mapping):
+            return name
+        if name == "device" or name.startswith("noise") or name.endswith("_stddev"):
+            return name
+        if isinstance(value, Mapping) and (below := _decided(value)):
+            return f"{name}.{below}"
+    return ""
+
+
 def _with_settings(made: Federated, settings: Mapping[str, Any] | None) -> Federated:
     """With these settings laid over the learner's own, and the plan bound to them where it binds any.
 
     Raises:
-        InvalidConfig: the learner has no such setting or refuses its value.
+        InvalidConfig: the learner has no such setting or refuses its value, or the plan has no sum that it is about.
     """
     if settings is None:
         return made
+    if "transitions" in settings and "transitions" not in made.settings:
+        raise InvalidConfig("settings.transitions is of a sum that this budget has no room for: drop it")
     merged = registry.checked(made.learner, _laid_over(made.settings, settings))
     plan = replace(made.plan, task=task_digest(made.learner, merged)) if made.plan.task else made.plan
     return replace(made, settings=merged, plan=plan)

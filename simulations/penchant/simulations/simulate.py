@@ -198,7 +198,7 @@ def on_validation(row: Row, settings: SimulationConfig, prepared: Prepared, metr
     rounds = engine.run(
         plan,
         prepared.population,
-        name=row.name,
+        name=f"validation of {row.name}",  # other noise than the row itself will meet
         seed=settings.seed,
         nodes=settings.nodes,
         engine=settings.engine,

@@ -188,8 +188,8 @@ class Als(Learner):
     def _scores(self, state: State, histories: Interactions) -> Float32:
         return self.start.scores(state, histories)
 
-    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
-        return self.start._adopted(name, values, place)
+    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
+        return self.start._adopted(name, state, place)
 
     def _device(self, state: State) -> Callable[[History], tuple[Int64, Float32, Float32]]:
         """How a device with this state answers: places int64[n] in the head, gram float32[T], rows float32[n, T + d].

@@ -97,7 +97,7 @@ class Learner(ABC):
         if gone := [item for item in before.ids if item not in self.catalogue.index]:
             raise InvalidConfig(f"item {gone[0]!r} left the catalogue: keep it there and mark it as retired")
         place = np.array([self.catalogue.index[item] for item in before.ids], np.int64)
-        return {name: self._adopted(name, values, place) for name, values in state.items()}
+        return {name: self._adopted(name, state, place) for name in state}
 
     @abstractmethod
     def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays: ...
@@ -106,8 +106,8 @@ class Learner(ABC):
     def _scores(self, state: State, histories: Interactions) -> Float32: ...
 
     @abstractmethod
-    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
-        """One array of an earlier catalogue's state, for this catalogue.
+    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
+        """One array of an earlier catalogue's state, by its name, for this catalogue.
 
         Args:
             place: int64[n_items before], where each item of the earlier catalogue stands in this one.

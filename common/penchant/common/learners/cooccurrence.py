@@ -30,6 +30,7 @@ Clustering, section 2 (dividing by popularity, there with s = ½; under noise le
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,19 +176,16 @@ class Cooccurrence(Learner):
     def __init__(self, catalogue: Catalogue, config: CooccurrenceConfig) -> None:
         super().__init__(catalogue, config.features)
         self.config = config
-        self.head = min(config.head, len(catalogue))
 
     def init(self, streams: Streams) -> State:
         return {"popularity": np.zeros(len(self.catalogue), np.float32)}
 
     def shapes(self, state: State) -> Shapes:
-        sizes = {
-            "counts": len(self.catalogue),
-            "matrix": self.head * (self.head + 1) // 2,
-            "transitions": self.head**2,
-        }
         asked = self._asked(state)
-        return {asked: (sizes[asked],)}
+        if asked == "counts":
+            return {asked: (len(self.catalogue),)}
+        k = len(state["head"])  # as it was cut, whatever the catalogue has become
+        return {asked: (k * (k + 1) // 2 if asked == "matrix" else k * k,)}
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
         ((asked, total),) = noisy_sum.items()
@@ -207,31 +205,31 @@ class Cooccurrence(Learner):
     def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         out = np.zeros(size, np.float32)
-        at, values = self._entries(state, history)
+        at, values = self._device(state)(history)
         out[at] = values
         return {name: out}
 
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         total = np.zeros(size, np.float64)
+        person = self._device(state)
         for history in histories:
-            at, values = self._entries(state, history)
+            at, values = person(history)
             total[at] += clip({name: values})[name]  # what is not zero has the vector's norm
         return {name: total}
 
-    def _entries(self, state: State, history: History) -> tuple[Int64, Float32]:
-        """Where this person's vector is not zero, each place once, and its values there, of length 1 together."""
+    def _device(self, state: State) -> Callable[[History], tuple[Int64, Float32]]:
+        """How a device with this state answers: where its vector is not zero, each place once, and its values there."""
         asked = self._asked(state)
         if asked == "counts":
-            return _even(np.unique(history.items).astype(np.int64))
+            return lambda history: _even(np.unique(history.items).astype(np.int64))
+        k = len(state["head"])
         place = np.full(len(self.catalogue), -1, np.int64)
-        place[state["head"]] = np.arange(len(state["head"]))
-        own = steps(place[history.items])
-        if asked == "matrix":
-            return _even(pair_entries(own, self.config.window, self.head))
+        place[state["head"]] = np.arange(k)
         rule = self.config.transitions
-        assert rule is not None
-        return transition_entries(own, rule.window, rule.fade, self.head)
+        if asked == "matrix" or rule is None:
+            return lambda history: _even(pair_entries(steps(place[history.items]), self.config.window, k))
+        return lambda history: transition_entries(steps(place[history.items]), rule.window, rule.fade, k)
 
     def _scores(self, state: State, histories: Interactions) -> Float32:
         content = np.float32(self.config.content) * self.content
@@ -239,17 +237,21 @@ class Cooccurrence(Learner):
         follows = Transitions(state["leave"], state["arrive"]) if "leave" in state else None
         return taste.scores(vectors, state["popularity"], histories, self.config.taste, transitions=follows)
 
-    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
+    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
+        values = state[name]
         if name == "head":
             return np.asarray(place[values], np.int32)
         if not values.ndim:
             return values
         moved, known = newcomers.grown(values, place, len(self.catalogue))
-        return newcomers.from_content(moved, known, self.content) if name == "vectors" else moved
+        if name != "vectors":
+            return moved
+        placed = self._placed(moved, place[state["head"]])
+        return np.where(known[:, None], moved, placed)
 
     def _counted(self, counts: Float32) -> State:
         """Head and popularity; a count below `floor` says nothing: half the head's mean, and twice the noise."""
-        head = np.sort(np.argsort(-counts, kind="stable")[: self.head]).astype(np.int32)
+        head = np.sort(np.argsort(-counts, kind="stable")[: self.config.head]).astype(np.int32)
         top = float(counts.max())
         popularity = np.clip(counts / top, 0, 1) if top > 0 else np.zeros_like(counts)
         floor = max(0.5 * float(popularity[head].mean()), 2 * self.config.counts_stddev / top if top > 0 else 1.0, 1e-6)
@@ -263,34 +265,38 @@ class Cooccurrence(Learner):
     def _vectors(self, state: State, upper: Float32) -> Float32:
         """float32[n_items, k]."""
         config, scale = self.config, self._scale(state, self.config.whiten)
-        matrix = np.zeros((self.head, self.head))
-        matrix[np.triu_indices(self.head)] = upper
+        k = len(state["head"])
+        matrix = np.zeros((k, k))
+        matrix[np.triu_indices(k)] = upper
         matrix += np.triu(matrix, 1).T
         edge = spectral.symmetric_edge(config.noise_stddev, scale)
         own, left = spectral.top_symmetric(matrix * scale[:, None] * scale, edge, config.dims)
         own = own * left
         own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12) ** config.even
         own /= max(math.sqrt(float((own**2).sum(axis=1).mean())), 1e-12)
-        out, known = self._everywhere(state, own * left.max(initial=0.0))
-        placed = newcomers.from_content(out, known, self.content)
-        return np.where(known[:, None], placed, np.float32(config.tail) * placed)
+        return self._placed(self._everywhere(state, own * left.max(initial=0.0)), state["head"])
 
     def _transitions(self, state: State, total: Float32) -> dict[str, Float32]:
         """leave and arrive, float32[n_items, k]; rows of `leave` have a mean square length of 1 over the head."""
         rule = self.config.transitions or TransitionConfig()
         left, right = self._scale(state, rule.leave), self._scale(state, rule.arrive)
-        matrix = total.reshape(self.head, self.head).astype(np.float64) * left[:, None] * right
+        matrix = total.reshape(len(left), len(left)).astype(np.float64) * left[:, None] * right
         leave, arrive = spectral.top(matrix, spectral.edge(rule.noise_stddev, left, right), rule.dims)
         leave = leave / max(math.sqrt(float((leave**2).sum(axis=1).mean())), 1e-12)
-        return {"leave": self._everywhere(state, leave)[0], "arrive": self._everywhere(state, arrive)[0]}
+        return {"leave": self._everywhere(state, leave), "arrive": self._everywhere(state, arrive)}
 
-    def _everywhere(self, state: State, own: Float64) -> tuple[Float32, npt.NDArray[np.bool_]]:
-        """The head's rows among all items', zeros elsewhere, and who is in the head."""
+    def _everywhere(self, state: State, own: Float64) -> Float32:
+        """float32[n_items, k]: the head's rows in their places, zeros elsewhere."""
         out = np.zeros((len(self.catalogue), own.shape[1]), np.float32)
         out[state["head"]] = own
+        return out
+
+    def _placed(self, vectors: Float32, head: npt.NDArray[Any]) -> Float32:
+        """The vectors, with those of items outside the head as their public features predict, at weight `tail`."""
         known = np.zeros(len(self.catalogue), np.bool_)
-        known[state["head"]] = True
-        return out, known
+        known[head] = True
+        placed = newcomers.from_content(vectors, known, self.content)
+        return np.where(known[:, None], placed, np.float32(self.config.tail) * placed)
 
 
 def steps(places: Int64) -> Int64:

@@ -9,8 +9,9 @@ With noise of variance σ² vᵢ wⱼ at place (i, j), the values of the noise a
 For v = w = 1 that is 2σ√K, Wigner's edge. Values above are kept and shrunk, l → l − t²/l.
 
 Derivation: the resolvent's diagonal solves gᵢ = 1/(z − vᵢ G), G = σ² Σ vᵢ gᵢ; put p = z/G, solve for z(p); the spectrum
-ends where dz/dp = 0. Source: Ajanki, Erdős and Krüger 2017, https://arxiv.org/abs/1506.05095, equation 1.1 and section
-3 (the equation); Benaych-Georges and Nadakuditi 2012, https://arxiv.org/abs/0910.2120 (shrinking: the signal θ behind
+ends where dz/dp = 0. Sources: Ajanki, Erdős and Krüger 2017, Universality for general Wigner-type matrices,
+https://arxiv.org/abs/1506.05098 (the equation); Benaych-Georges and Nadakuditi 2011, https://arxiv.org/abs/0910.2120,
+and 2012, https://arxiv.org/abs/1103.2221 (shrinking, for eigenvalues and for singular values: the signal θ behind
 l = θ + t²/(4θ) is near l − t²/(4l) and the overlap of its vector is 1 − t²/(4θ²); l − t²/l discounts for both).
 """
 
@@ -23,8 +24,8 @@ import numpy as np
 
 from penchant.common.arrays import AnyFloat, Float64
 
-NOTHING = 1e-9
-"""Values below this are rounding."""
+NOTHING, ROUNDING = 1e-9, 1e-6
+"""Eigenvalues below this are rounding, and singular values below this share of the largest."""
 
 
 def symmetric_edge(stddev: float, scale: AnyFloat) -> float:
@@ -63,7 +64,7 @@ def top(matrix: Float64, edge: float, dims: int) -> tuple[Float64, Float64]:
     """U s and V of the largest singular values above the edge, shrunk: float64[K, ≤ dims] each."""
     squares, right = np.linalg.eigh(matrix.T @ matrix)
     values = np.sqrt(np.maximum(squares[::-1][:dims], 0.0))
-    kept = values > max(edge, NOTHING * (1 + values[0]) if len(values) else 0.0)
+    kept = values > max(edge, ROUNDING * values[0] if len(values) else 0.0)  # a square root of what eigh rounds
     values, right = values[kept], right[:, ::-1][:, :dims][:, kept]
     return np.asarray(matrix @ right * (1 - (edge / values) ** 2)), np.asarray(right)
 

@@ -191,7 +191,7 @@ class Shadow(Learner):
     def _scores(self, state: State, histories: Interactions) -> Float32:
         return self._learner.scores(state, histories)
 
-    def _adopted(self, name: str, values: npt.NDArray[Any], place: Int64) -> npt.NDArray[Any]:
+    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
         raise InvalidConfig("canaries are of one catalogue")
 
     def _coordinates(self, size: int) -> Int64:

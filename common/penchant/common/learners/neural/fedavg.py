@@ -76,10 +76,14 @@ class ServerStep:
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "momentum", "adam"):
             raise InvalidConfig(f"optimizer must be sgd, momentum or adam, not {self.optimizer!r}")
-        if not 0 <= self.momentum < 1:
-            raise InvalidConfig(f"momentum must be in [0, 1), not {self.momentum}")
-        if not 0 < self.lr < math.inf or not self.decay >= 0:
-            raise InvalidConfig("lr must be positive and finite and decay ≥ 0")
+        for name in ("momentum", "second"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in ("lr", "floor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 <= self.decay < math.inf:
+            raise InvalidConfig(f"decay must be finite and ≥ 0, not {self.decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +252,8 @@ class FedAvg(Learner):
             return super().adopt(state, before)
         return {**self._cooccurrence.adopt(self.released(state), before), _SEED: state[_SEED]}
 
-    def _adopted(self, name: str, values: np.ndarray[Any, Any], place: Int64) -> np.ndarray[Any, Any]:
+    def _adopted(self, name: str, state: State, place: Int64) -> np.ndarray[Any, Any]:
+        values = state[name]
         table = name.removeprefix("server/m/").removeprefix("server/v/")
         if table not in self.model.item_tables:
             return values
