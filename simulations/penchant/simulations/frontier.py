@@ -1,12 +1,15 @@
 """Accuracy against ε: every learner at every ε over several seeds, between the two floors.
 
-    cell = learner × ε × seed,  a row of `simulate` with unit user; at ε = ∞ the same learner with unit none
+    cell = learner × ε × seed,  a row of `simulate` with unit user; at ε = ∞ what it runs with unit none
 
 Data is loaded and split once and the floors and references are fitted once, because none of them depends on ε. A cell
 is kept as soon as it is finished, so that a run that was stopped, or asks for more, computes only what is missing.
 Figures are paired over people and seeds and share one bootstrap; the seed drives training and noise, never the data.
 
     kept(ε) = NDCG@10 at ε ÷ NDCG@10 of the same learner at ε = ∞
+
+Without noise a learner has the settings that suit it best there: FedAvg takes other rounds, cohorts, steps and trained
+parts, co-occurrence a larger head. So ∞ is what privacy costs in all, and not what noise alone takes.
 
 Source: docs/metrics.md.
 """
@@ -63,7 +66,7 @@ class FrontierConfig:
     Attributes:
         base: data, split, δ, engine and the first seed; what a cell decides is left out of it.
         learners: `NAME[:MODEL][:OPTION=VALUE]…`, as `fedavg:transformer:rounds=8`; any option of a simulation.
-        epsilons: of unit user; ∞ stands for the same learner without privacy.
+        epsilons: of unit user; ∞ stands for the learner as `simulate` runs it with unit none.
         seeds: how many, from the base's on.
         references: which of REFERENCES to fit, with the first seed.
         as_if_users: as in SimulationConfig, for every finite ε.
