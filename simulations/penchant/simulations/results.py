@@ -288,8 +288,8 @@ def page(sections: Sequence[str]) -> str:
         "catalogue less seen items, ties against the target (docs/metrics.md). Intervals are 95 % bootstraps over "
         "people and seeds; differences are paired, in points. The two floors are exact popularity, and public features "
         "with a person's own history; a private method that does not beat the second has learned nothing shared. "
-        "Settings were chosen on public MovieLens data and this is listed as not charged: those of co-occurrence and "
-        "of the Transformer on validation items of ML-100K, ml-latest-small and 6,000 synthetic people, those of als on "
+        "Settings were chosen on public MovieLens data and this is listed as not charged: co-occurrence's and the "
+        "Transformer's on validation items of ML-100K, ml-latest-small and 6,000 synthetic people, those of als on "
         "targets of ML-100K and of these synthetic people, so figures on them are in-sample as to settings. At ε = ∞ a "
         "learner has the settings that suit it without noise: FedAvg other rounds, cohorts, steps and trained parts.\n"
     )
