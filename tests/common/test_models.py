@@ -32,6 +32,7 @@ from penchant.common.learners.neural.models import (
     neumf,
     pad,
     reads_history,
+    sequence,
     untied,
 )
 from penchant.common.learners.neural.models.transformer import FAR, Block
@@ -252,6 +253,16 @@ class TestSequenceModels:
             assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(slopes, gradients, strict=True))
         assert not same(found(3)[0], scores)  # which does cut an item off
         assert not same(found(3)[1], losses)
+
+    def test_many_people_are_scored_as_each_alone(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sequence, "TOGETHER", 3)
+        model = sequence_model(name)
+        histories = [[*range(start, start + n)] for start, n in enumerate((4, 0, 7, 1, 7, 2, 8, 3))]
+        scores = all_scores(model, pad(histories, LENGTH, N_ITEMS))
+        for row, history in zip(scores, histories, strict=True):
+            assert torch.allclose(row, all_scores(model, pad([history], LENGTH, N_ITEMS))[0], atol=1e-3)
+        assert not torch.allclose(scores[0], scores[1], atol=0.1)
+        assert all_scores(model, pad([], LENGTH, N_ITEMS)).shape == (0, N_ITEMS)
 
     def test_a_history_too_short_to_predict_in_costs_and_teaches_nothing(self, name: str) -> None:
         model = sequence_model(name)

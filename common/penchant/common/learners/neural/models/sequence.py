@@ -46,6 +46,8 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History
 from penchant.common.learners.neural.models.base import InterestModel, group_loss
 
+TOGETHER = 64  # histories that are read at once to be scored
+
 
 class SequenceModel(InterestModel):
     """A causal reader of histories over one item table.
@@ -97,7 +99,9 @@ class SequenceModel(InterestModel):
         return logits
 
     def score_all(self, history: Tensor) -> Tensor:
-        return self._last(history) @ self.item.weight[: self.n_items].T  # [B, n_items]
+        order = (history != self.padding).sum(1).argsort()  # like lengths together, so that little is padding
+        states = torch.cat([self._last(history[at]) for at in torch.split(order, TOGETHER)])[order.argsort()]  # [B, d]
+        return states @ self.item.weight[: self.n_items].T  # [B, n_items]
 
     def _last(self, history: Tensor) -> Tensor:
         """The state after the whole history: float32[B, d]."""
