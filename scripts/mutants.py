@@ -119,7 +119,7 @@ _DEVICE_SGD = f"{_LEARNERS}/neural/device_sgd.py"
 _FEDAVG = f"{_LEARNERS}/neural/fedavg.py"
 _LOCAL = f"{_LEARNERS}/neural/local.py"
 _ROUNDS = "server/penchant/server/rounds.py"
-_SETTINGS = "simulations/penchant/simulations/settings.py"
+_SETTINGS = "simulations/penchant/simulations/plans.py"
 _NODE = "client/penchant/client/node.py"
 
 MUTANTS = (

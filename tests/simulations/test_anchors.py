@@ -18,7 +18,8 @@ from penchant.simulations.data.dataset import Dataset
 from penchant.simulations.data.loaders import load
 from penchant.simulations.engine import Population
 from penchant.simulations.evaluation import Evaluation, Interval, Scorer, evaluate, paired_difference
-from penchant.simulations.settings import SimulationConfig, federated, rows
+from penchant.simulations.plans import federated
+from penchant.simulations.settings import SimulationConfig, rows
 from penchant.simulations.simulate import NoSharing, _Released
 from penchant.simulations.splits import Split, leave_last_out
 

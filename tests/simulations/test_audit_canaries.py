@@ -30,7 +30,8 @@ from penchant.simulations.audit import canaries
 from penchant.simulations.audit.audit import Shown, canary_scores, exact_mu, plan_guarantee, shown
 from penchant.simulations.audit.canaries import Scored, Shadow, most_canaries, shadow_plan, user_scores
 from penchant.simulations.engine import Population
-from penchant.simulations.settings import Federated, Row, SimulationConfig, federated
+from penchant.simulations.plans import Federated, federated
+from penchant.simulations.settings import Row, SimulationConfig
 
 CONFIDENCE = 0.999
 M = 4096

@@ -18,7 +18,8 @@ from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConf
 from penchant.simulations.audit.membership import Membership, membership, statistics
 from penchant.simulations.data.loaders import load
 from penchant.simulations.engine import Population
-from penchant.simulations.settings import Federated, Row, SimulationConfig, federated
+from penchant.simulations.plans import Federated, federated
+from penchant.simulations.settings import Row, SimulationConfig
 
 DATA = load("synthetic:users=400,items=300,interactions=20,topics=8,seed=0")
 PEOPLE = Population(histories=DATA.interactions, catalogue=DATA.catalogue)

@@ -21,7 +21,8 @@ from penchant.server.rounds import Progress, RoundRecord, Rounds
 from penchant.simulations import engine
 from penchant.simulations.data.synthetic import synthetic
 from penchant.simulations.engine import Population, load_population, save_population, shard_sizes
-from penchant.simulations.settings import Federated, Row, SimulationConfig, federated, rows
+from penchant.simulations.plans import Federated, federated
+from penchant.simulations.settings import Row, SimulationConfig, rows
 
 N_USERS = 24
 DATA = synthetic(users=N_USERS, items=40, interactions=10, topics=8, seed=0)

@@ -21,20 +21,18 @@ from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
 from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.streams import Streams
-from penchant.simulations.settings import (
+from penchant.simulations.plans import (
     BY_HAND,
     CHOSEN,
     PROFILES,
     UNCHARGED,
     AsIf,
     Federated,
-    Row,
-    SimulationConfig,
     as_if,
     epsilon_and_delta,
     federated,
-    rows,
 )
+from penchant.simulations.settings import Row, SimulationConfig, rows
 
 FLOORS = [Row("popularity", "floor"), Row("no-sharing", "floor")]
 BASELINES = [Row("item-knn", "not private"), Row("ease", "not private")]

@@ -22,8 +22,9 @@ from penchant.common.privacy.plan import PrivacyPlan
 from penchant.server.rounds import Progress, Rounds
 from penchant.simulations import engine
 from penchant.simulations.data.loaders import load
+from penchant.simulations.plans import Federated
 from penchant.simulations.runs import RunFolder
-from penchant.simulations.settings import Federated, SimulationConfig, rows
+from penchant.simulations.settings import SimulationConfig, rows
 from penchant.simulations.simulate import (
     Watch,
     digest,

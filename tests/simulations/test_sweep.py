@@ -16,9 +16,9 @@ from penchant.common.cli import main
 from penchant.common.errors import InvalidConfig, MissingExtra
 from penchant.simulations import sweep as module
 from penchant.simulations.runs import read_config
-from penchant.simulations.settings import SPACES, LearnerName, Range, SimulationConfig, rows
+from penchant.simulations.settings import LearnerName, SimulationConfig, rows
 from penchant.simulations.simulate import Prepared, on_validation, plan_of, prepare
-from penchant.simulations.sweep import SweepConfig, public, sweep
+from penchant.simulations.sweep import SPACES, Range, SweepConfig, public, sweep
 
 TINY = SimulationConfig(
     data="synthetic:users=40,items=40,interactions=10,topics=8,seed=0",

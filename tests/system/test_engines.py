@@ -33,7 +33,7 @@ from penchant.server.rounds import RoundRecord, Rounds
 from penchant.simulations import engine
 from penchant.simulations._flower import LocalGrid, run_local
 from penchant.simulations.engine import Population, shard_sizes
-from penchant.simulations.settings import Federated
+from penchant.simulations.plans import Federated
 
 N_USERS, N_ITEMS = 12, 9
 CATALOGUE = Catalogue(ids=tuple("abcdefghi"))

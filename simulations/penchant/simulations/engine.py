@@ -29,7 +29,7 @@ from penchant.common.streams import Streams
 from penchant.server._flower import AfterRound, server_app
 from penchant.server.rounds import Progress, Rounds
 from penchant.simulations._flower import run_flower, run_local
-from penchant.simulations.settings import Federated
+from penchant.simulations.plans import Federated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,14 +39,9 @@ from penchant.common.privacy.plan import rounded_up
 from penchant.simulations.canary import canary_hr
 from penchant.simulations.data.synthetic import Synthetic
 from penchant.simulations.evaluation import Resamples
+from penchant.simulations.plans import epsilon_and_delta
 from penchant.simulations.runs import RunFolder, file_name, write_file, write_json
-from penchant.simulations.settings import (
-    LearnerName,
-    Row,
-    SimulationConfig,
-    epsilon_and_delta,
-    rows,
-)
+from penchant.simulations.settings import LearnerName, Row, SimulationConfig, rows
 from penchant.simulations.simulate import METRIC, Prepared, one_row, plan_of, prepare
 
 SCHEMA_VERSION = 1

@@ -48,8 +48,9 @@ from penchant.simulations.evaluation import (
     evaluate,
     sampled_metrics,
 )
+from penchant.simulations.plans import Federated, as_if, federated
 from penchant.simulations.runs import SCHEMA_VERSION, RunFolder
-from penchant.simulations.settings import Federated, Row, SimulationConfig, as_if, federated, rows
+from penchant.simulations.settings import Row, SimulationConfig, rows
 from penchant.simulations.splits import Split, split
 
 METRIC = "ndcg@10"

@@ -27,9 +27,10 @@ import tomli_w
 from penchant.common import config
 from penchant.common.cli import version
 from penchant.common.errors import InvalidConfig, MalformedScores, MissingExtra
+from penchant.common.privacy.plan import Unit
 from penchant.simulations.runs import SCHEMA_VERSION as RUN_VERSION
 from penchant.simulations.runs import write_file, write_json
-from penchant.simulations.settings import SPACES, Range, Row, SimulationConfig, rows
+from penchant.simulations.settings import Row, SimulationConfig, laid_over, rows
 from penchant.simulations.simulate import METRIC, Prepared, on_validation, plan_of, prepare
 
 if TYPE_CHECKING:
@@ -38,6 +39,62 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 PUBLIC = ("embedded", "ml-100k", "synthetic")
 """Research data that anybody may read; everything else is taken to be somebody's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """One public setting that `penchant sweep` may choose.
+
+    Attributes:
+        name: a field of SimulationConfig, or `settings.` and the path of a learner's own setting.
+        low, high: its ends; both whole numbers, or neither.
+        log: whether it is drawn evenly on a logarithmic scale.
+        units: with which of them it means anything.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    units: tuple[Unit, ...] = ("user", "none")
+
+    def applied(self, settings: SimulationConfig, value: float) -> SimulationConfig:
+        """The simulation with this value of the setting."""
+        first, *path = self.name.split(".")
+        table: Any = value
+        if not path:
+            return replace(settings, **{first: table})
+        for key in reversed(path):
+            table = {key: table}
+        return replace(settings, settings=laid_over(settings.settings or {}, table))
+
+
+_TASTE = (
+    Range(name="settings.taste.decay", low=0.3, high=1.0),
+    Range(name="settings.taste.popularity", low=0.01, high=10.0, log=True),
+)
+SPACES: Mapping[str, tuple[Range, ...]] = {
+    "cooccurrence": (
+        Range(name="settings.head", low=50, high=2000, log=True),
+        Range(name="settings.dims", low=2, high=64, log=True),
+        Range(name="settings.window", low=1, high=50, log=True),
+        Range(name="settings.whiten", low=0.0, high=0.6),
+        Range(name="settings.even", low=0.0, high=1.0),
+        Range(name="settings.content", low=0.0, high=2.0),
+        Range(name="counts_share", low=0.02, high=0.5, log=True, units=("user",)),
+        *_TASTE,
+    ),
+    "fedavg": (
+        Range(name="rounds", low=1, high=40, log=True),
+        Range(name="local_epochs", low=1, high=4),
+        Range(name="lr", low=1e-3, high=2.0, log=True),
+        Range(name="clip", low=0.01, high=2.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=1.0, high=2000.0, log=True, units=("user",)),
+        Range(name="settings.server.lr", low=3e-3, high=0.3, log=True, units=("none",)),
+        *_TASTE,
+    ),
+}
+"""What may be chosen of each learner; all of it is public, and none of it decides ε."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ from penchant.simulations.audit import bounds
 from penchant.simulations.audit.canaries import Scored, interaction_scores, most_canaries, user_scores
 from penchant.simulations.audit.membership import Membership, membership
 from penchant.simulations.engine import Population
+from penchant.simulations.plans import Federated
 from penchant.simulations.runs import RunFolder
-from penchant.simulations.settings import Federated
 from penchant.simulations.simulate import load_data, torch_device
 from penchant.simulations.splits import split
 

@@ -41,7 +41,7 @@ from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 from penchant.common.wire import Order, Reply
 from penchant.server.rounds import Rounds
-from penchant.simulations.settings import Federated
+from penchant.simulations.plans import Federated
 
 LENGTH = 1e6
 """Of a user canary's contribution, in clips."""

@@ -32,7 +32,7 @@ from penchant.common.streams import Streams
 from penchant.simulations import engine
 from penchant.simulations.audit import bounds
 from penchant.simulations.engine import Population
-from penchant.simulations.settings import Federated
+from penchant.simulations.plans import Federated
 
 LAST = 5
 """Interactions at a history's end that are looked at; of a shorter one, half."""
