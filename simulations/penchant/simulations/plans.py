@@ -14,6 +14,7 @@ from typing import Any
 from penchant.common import config
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import als, cooccurrence, registry
+from penchant.common.learners.als import AlsConfig
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import reads_history
@@ -74,10 +75,8 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
     if settings.tuned or any(getattr(settings, name) not in (None, ()) for name in CHOICES):
         chosen = (settings.tuned or BY_HAND, f"other {CHOSEN}")
     uncharged = (*uncharged, *chosen, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
-    if row.learner == "cooccurrence":
-        made = _cooccurrence(row, settings, n_users, uncharged)
-    elif row.learner == "als":
-        made = _als(row, settings, n_users, uncharged)
+    if row.learner in ("cooccurrence", "als"):
+        made = _statistics(row, settings, n_users, uncharged)
     elif row.unit == "interaction":
         made = _fedavg_interaction(row, settings, n_users, uncharged)
     else:
@@ -155,35 +154,19 @@ def _delta(n_users: int) -> float:
     return min(1e-5, 10.0 ** math.floor(math.log10(0.1 / n_users)))
 
 
-def _cooccurrence(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
-    """Everybody takes part once in each of the two or three sums."""
+def _statistics(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
+    """Co-occurrence and als: everybody takes part in each of a few sums, and sizes follow from n·μ."""
     epsilon, delta = epsilon_and_delta(settings, n_users)
     mu = math.inf
     if row.unit != "none":
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         mu *= 1 - 1e-9  # dividing it must not round ε up
-    learner, sums = cooccurrence.automatic(n_users, mu, counts_share=settings.counts_share or 0.2)
-    plan = PrivacyPlan(
-        unit=row.unit,
-        n_users=n_users,
-        delta=delta,
-        sampling="none",
-        cohort=n_users,
-        sums=sums,
-        max_participations=len(sums),
-        uncharged=uncharged,
-    )
-    return Federated(learner="cooccurrence", settings=config.encode(learner), plan=plan)
-
-
-def _als(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
-    """Everybody takes part once in counts, in the matrix and in each sweep; sizes follow n·μ (`als.automatic`)."""
-    epsilon, delta = epsilon_and_delta(settings, n_users)
-    if row.unit == "none":
-        learner, sums = als.automatic(n_users, math.inf)
+    learner: CooccurrenceConfig | AlsConfig
+    sums: tuple[SumSpec, ...]
+    if row.learner == "als":
+        learner, sums = als.automatic(n_users, mu)
     else:
-        mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
-        learner, sums = als.automatic(n_users, mu * (1 - 1e-9))  # dividing it must not round ε up
+        learner, sums = cooccurrence.automatic(n_users, mu, counts_share=settings.counts_share or 0.2)
     plan = PrivacyPlan(
         unit=row.unit,
         n_users=n_users,
@@ -194,7 +177,7 @@ def _als(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[st
         max_participations=sum(spec.rounds for spec in sums),
         uncharged=uncharged,
     )
-    return Federated(learner="als", settings=config.encode(learner), plan=plan)
+    return Federated(learner=row.learner, settings=config.encode(learner), plan=plan)
 
 
 def _warm_start(sigma: float, updates: int, n_users: int) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
