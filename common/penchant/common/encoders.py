@@ -60,7 +60,7 @@ def sentence_vectors(texts: Sequence[str], *, batch_size: int = 32) -> Float32:
     Raises:
         InvalidConfig: batch_size is not positive.
         MissingExtra: the model's package is not installed.
-        MalformedData: its files are not those that were published.
+        MalformedData: its files are not those of the version that this module was written for.
     """
     if batch_size < 1:
         raise InvalidConfig(f"batch_size must be ≥ 1, not {batch_size}")
