@@ -156,7 +156,7 @@ FULL = TasteConfig(decay=0.7, unseen=0.02, ridge=0.05, popularity=0.3, transitio
 def test_an_attribution_sums_to_the_score(history: list[int], item: int) -> None:
     terms = {"transitions": FOLLOWS, "prior": PRIOR}
     score = scores(VECTORS, POPULARITY, people(history), FULL, **terms)[0, item]  # type: ignore[arg-type]  # by name
-    found = attribution(item, VECTORS, POPULARITY, History.of(history), FULL, **terms)  # type: ignore[arg-type]
+    found = attribution(item, VECTORS, POPULARITY, History.of(history), FULL, **terms)  # type: ignore[arg-type]  # as above
     assert found.total == pytest.approx(float(score), abs=1e-4)
     assert found.past.shape == found.transition.shape == (len(history),)
     assert found.popularity == pytest.approx(0.3 * POPULARITY[item])

@@ -534,7 +534,7 @@ def test_a_row_with_scaled_noise_says_whom_it_imitates_beside_the_epsilon_of_the
     assert (manifest["as_if"], manifest["privacy"]) == (row["as_if"], row["privacy"])
     page = (done.path / "report.html").read_text(encoding="utf-8")
     assert page.count(row["as_if"]["note"]) == 3  # the finding, the row, the figure
-    assert results_table(done.results).caption.plain.count(row["as_if"]["note"]) == 1  # type: ignore[union-attr]
+    assert results_table(done.results).caption.plain.count(row["as_if"]["note"]) == 1  # type: ignore[union-attr]  # it is there, or the test fails
 
 
 def plan_in(done: Done) -> PrivacyPlan:
