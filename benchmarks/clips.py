@@ -47,7 +47,7 @@ def lengths(data: Dataset, model: str, trains: Part, n: int) -> Float64:
     while "popularity" in state:
         state = learner.apply(state, learner.partial_sum(state, people, Clip(1.0), _unused), people.n_users)
     chosen: Interactions = people.select(range(n))
-    found = [norm(learner.contribution(state, h, streams.get("local", u))) for u, h in enumerate(chosen)]
+    found = [norm(learner.contribution(state, h, streams.scope("local", u))) for u, h in enumerate(chosen)]
     return np.array(found) / lr
 
 
@@ -55,8 +55,8 @@ def tables(model: str) -> tuple[str, ...]:
     return ("item_product", "item_network") if model == "neumf" else ("item",)
 
 
-def _unused(row: int) -> np.random.Generator:
-    return np.random.default_rng(row)
+def _unused(row: int) -> Streams:
+    return Streams(row)
 
 
 def main() -> None:

@@ -58,8 +58,8 @@ class Noisy(Learner):
     def shapes(self, state: State) -> Shapes:
         return {"w": (N_ITEMS,), "count": ()}
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
-        w = random.standard_normal(N_ITEMS).astype(np.float32) + state["w"]
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
+        w = streams.get("w").standard_normal(N_ITEMS).astype(np.float32) + state["w"]
         w[history.items] += 1
         return {"w": w, "count": np.array(len(history), np.float32)}
 
@@ -476,8 +476,8 @@ def test_one_person_at_their_cap_does_not_take_the_others_with_them() -> None:
 class Divergent(Noisy):
     """The last person's training blows up."""
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
-        out = dict(super()._contribution(state, history, random))
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
+        out = dict(super()._contribution(state, history, streams))
         if len(history) == 5:
             out["w"] = np.full(N_ITEMS, np.nan, np.float32)
         return out

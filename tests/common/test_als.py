@@ -46,12 +46,12 @@ def some_state(seed: int = 0, length: float = 1.0) -> State:
 
 
 def sent(made: Als, state: State, history: list[int]) -> Arrays:
-    return made.contribution(state, History.of(history), np.random.default_rng(0))
+    return made.contribution(state, History.of(history), Streams(0))
 
 
 def summed(made: Als, state: State, histories: list[list[int]], clip_norm: float = 1.0) -> Arrays:
     people = Interactions.of(histories, len(made.catalogue))
-    return made.partial_sum(state, people, Clip(clip_norm), lambda row: np.random.default_rng(row))
+    return made.partial_sum(state, people, Clip(clip_norm), Streams)
 
 
 def half(u: Float64) -> Float64:

@@ -57,13 +57,13 @@ def with_head(head: Int32 | Int64 = HEAD, n_items: int = N_ITEMS, popularity: Fl
 
 
 def contribution(made: Cooccurrence, state: State, history: list[int]) -> Float64:
-    (values,) = made.contribution(state, History.of(history), np.random.default_rng(0)).values()
+    (values,) = made.contribution(state, History.of(history), Streams(0)).values()
     return values.astype(np.float64)
 
 
 def summed(made: Cooccurrence, state: State, histories: list[list[int]], clip_norm: float = 1.0) -> Float32:
     people = Interactions.of(histories, len(made.catalogue))
-    (values,) = made.partial_sum(state, people, Clip(clip_norm), lambda row: np.random.default_rng(row)).values()
+    (values,) = made.partial_sum(state, people, Clip(clip_norm), Streams).values()
     return values
 
 

@@ -29,6 +29,7 @@ from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, InterestModel, ModelConfig, build, group_loss
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import DeviceNoise
+from penchant.common.streams import Streams
 
 N_ITEMS = 8
 LOCAL = LocalTraining(lr=0.5, negatives=4)
@@ -538,4 +539,4 @@ class TestFrozen:
         learner = FedAvg(Catalogue(ids=tuple(map(str, range(N_ITEMS)))), FedAvgConfig(device=NOISE))
         for state in ({"popularity": np.zeros(N_ITEMS, np.float32)}, {}):
             with pytest.raises(KeyError):
-                learner.contribution(state, History.of(HISTORY), np.random.default_rng(0))
+                learner.contribution(state, History.of(HISTORY), Streams(0))

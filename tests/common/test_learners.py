@@ -181,8 +181,8 @@ def ready(case: Case) -> Ready:
     return Ready(learner, state, everybody)
 
 
-def stream(user: int, seed: int = 0) -> np.random.Generator:
-    return Streams(seed).get("local", 1, user)
+def stream(user: int, seed: int = 0) -> Streams:
+    return Streams(seed).scope("local", 1, user)
 
 
 def same(a: Arrays, b: Arrays, atol: float = 0.0) -> bool:

@@ -52,7 +52,7 @@ class Presence(Learner):
     def shapes(self, state: State) -> Shapes:
         return {"seen": (N,)}
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         return {"seen": np.bincount(history.items, minlength=N).astype(np.float32)}
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:

@@ -235,7 +235,7 @@ def test_canaries_are_orthogonal_as_long_as_the_clip_and_summed_like_any_contrib
         spec = row.plan.spec(number)
         each = []
         for history in everybody:
-            cut = Clip(spec.clip_norm, spec.row_norm)(shadow.contribution(state, history, np.random.default_rng(0)))
+            cut = Clip(spec.clip_norm, spec.row_norm)(shadow.contribution(state, history, Streams(0)))
             each.append(np.concatenate([cut[name].ravel() for name in sorted(cut)]).astype(np.float64))
         lengths = np.linalg.norm(each, axis=1)
         assert lengths[:m] == pytest.approx(spec.clip_norm, rel=1e-5)
@@ -243,7 +243,7 @@ def test_canaries_are_orthogonal_as_long_as_the_clip_and_summed_like_any_contrib
         overlaps = np.array(each) @ np.array(each).T
         assert np.count_nonzero(overlaps - np.diag(np.diag(overlaps))) == 0
         clip = Clip(spec.clip_norm, spec.row_norm)
-        together = shadow.partial_sum(state, everybody, clip, lambda u: np.random.default_rng(u))
+        together = shadow.partial_sum(state, everybody, clip, Streams)
         flat = np.concatenate([together[name].ravel() for name in sorted(together)])
         assert np.allclose(flat, np.sum(each, axis=0), rtol=1e-5, atol=0)
         assert clip.n == m + 1  # whoever has nothing to say passes the clip as well
@@ -255,7 +255,7 @@ def test_canaries_reach_every_tensor() -> None:
     state = shadow.init(Streams(0))
     clip = Clip(1.0)
     people = Interactions.of([[j] for j in range(500)], 500)
-    total = shadow.partial_sum(state, people, clip, lambda u: np.random.default_rng(u))
+    total = shadow.partial_sum(state, people, clip, Streams)
     assert {name for name, values in total.items() if values.any()} == shadow.shapes(state).keys()
 
 

@@ -41,8 +41,8 @@ def test_the_canary_notices_when_the_shared_pool_starts_to_leak(monkeypatch: pyt
     train, targets = population(100)
     held = iter([t for h in targets for t in h.items.tolist()] * 1000)
 
-    def leaks(own: np.ndarray, n_items: int, shape: int, rng: np.random.Generator) -> np.ndarray:
-        return negatives(np.append(own, next(held)).astype(np.int32), n_items, shape, rng)
+    def leaks(own: np.ndarray, n_items: int, shape: int, seed: int) -> np.ndarray:
+        return negatives(np.append(own, next(held)).astype(np.int32), n_items, shape, seed)
 
     monkeypatch.setattr(canary, "negatives", leaks)
     assert canary_hr(train, targets, pool="honest", rounds=100, seed=1)[0] > 0.3

@@ -104,12 +104,12 @@ class Node:
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
         users = self._charged(order, users)
 
-        def random(row: int) -> np.random.Generator:
+        def person(row: int) -> Streams:
             user = int(users[row])
             taken = int(self.participations[user])
-            return self._streams.get("local", order.round, order.attempt, self._first_user + user, taken)
+            return self._streams.scope("local", order.round, order.attempt, self._first_user + user, taken)
 
-        total = dict(learner.partial_sum(state, self._histories.select(users), clip, random))
+        total = dict(learner.partial_sum(state, self._histories.select(users), clip, person))
         if spec.quantile is not None:
             total[WITHIN] = np.array(clip.within - clip.n / 2)
         return total

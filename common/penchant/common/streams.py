@@ -45,6 +45,10 @@ class Streams:
         key = np.random.SeedSequence(self._root, spawn_key=(word, *numbers))
         return np.random.Generator(np.random.PCG64(key))
 
+    def word(self, name: str, *numbers: int) -> int:
+        """64 bits, for a generator that a kernel runs for itself (`draws.py`); cheap enough for one a person."""
+        return int.from_bytes(self.key(name, *numbers)[:8], "little")
+
     def seed(self, name: str, *numbers: int) -> int:
         """A 63-bit seed for generators that are not NumPy's, such as torch's."""
         return int(self.get(name, *numbers).integers(0, 2**63 - 1))
@@ -57,6 +61,25 @@ class Streams:
     def child(self, name: str, *numbers: int) -> Streams:
         """Streams under a root of their own, for a part that should not know its siblings' names."""
         return Streams(int.from_bytes(self.get(name, *numbers).bytes(32), "little"))
+
+    def scope(self, name: str, *numbers: int) -> Streams:
+        """These streams under a longer name and with these numbers first. Nothing is derived before it is asked for.
+
+        >>> Streams(1).scope("a", 2).get("b", 3).random() == Streams(1).get("a/b", 2, 3).random()
+        True
+        """
+        return _Scope(self, name, numbers)
+
+
+class _Scope(Streams):
+    def __init__(self, whole: Streams, prefix: str, first: tuple[int, ...]) -> None:
+        self._whole, self._prefix, self._first = whole, prefix, first
+
+    def get(self, name: str, *numbers: int) -> np.random.Generator:
+        return self._whole.get(f"{self._prefix}/{name}", *self._first, *numbers)
+
+    def key(self, name: str, *numbers: int) -> bytes:
+        return self._whole.key(f"{self._prefix}/{name}", *self._first, *numbers)
 
 
 class _OsStreams(Streams):

@@ -69,7 +69,9 @@ def canary_hr(
     while len(hits) < max_repetitions * len(people):
         for own, held in people:
             avoided = own if pool == "honest" else np.concatenate([own, held])
-            drawn = negatives(avoided, train.n_items, rounds * negatives_per_positive * len(own), rng)
+            drawn = negatives(
+                avoided, train.n_items, rounds * negatives_per_positive * len(own), int(rng.integers(2**63))
+            )
             counts = np.bincount(drawn, minlength=train.n_items).astype(np.int64)
             others = _unseen(own, held, train.n_items, n_eval_negatives, rng)
             hits.append(_in_top_10(int(counts[held[-1]]), counts[others]))

@@ -180,7 +180,9 @@ def _point_epoch(
     for user in range(data.n_users):
         a, b = data.offsets[user], data.offsets[user + 1]
         if a < b:
-            groups[a:b, 1:] = negatives(data.items[a:b], data.n_items, (b - a, settings.negatives), random)
+            groups[a:b, 1:] = negatives(
+                data.items[a:b], data.n_items, (b - a, settings.negatives), int(random.integers(2**63))
+            )
     where = next(model.parameters()).device
     shared = {n: p for n, p in model.named_parameters() if n not in model.private}
 
@@ -222,7 +224,7 @@ def _sequence_loss(
     if not model.needs_negatives:
         return model.sequence_loss(sequences)
     shape = (sequences.shape[1], settings.negatives)
-    drawn = np.stack([negatives(h, model.n_items, shape, random) for h in histories])
+    drawn = np.stack([negatives(h, model.n_items, shape, int(random.integers(2**63))) for h in histories])
     return model.sequence_loss(sequences, torch.from_numpy(drawn).long().to(where))
 
 

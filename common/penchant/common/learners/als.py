@@ -154,9 +154,9 @@ class Als(Learner):
         triangle = d * (d + 1) // 2
         return {"gram": (triangle,), "items": (len(state["head"]), triangle + d)}
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         if "vectors" not in state:
-            return self.start.contribution(state, history, random)
+            return self.start.contribution(state, history, streams)
         places, gram, rows = self._device(state)(history)
         items = np.zeros(self.shapes(state)["items"], np.float32)
         items[places] = rows

@@ -29,8 +29,8 @@ from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 
 State = Mapping[str, npt.NDArray[Any]]
-Randoms = Callable[[int], np.random.Generator]
-"""The random stream of each person, by row of the histories at hand."""
+Randoms = Callable[[int], Streams]
+"""The random streams of each person, by row of the histories at hand."""
 
 
 class Learner(ABC):
@@ -62,12 +62,12 @@ class Learner(ABC):
     def shapes(self, state: State) -> Shapes:
         """What a contribution to this state looks like."""
 
-    def contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         """What one person's history adds, before it is clipped. It reads nobody else's data.
 
         Positions outside the catalogue are left out, here and wherever a learner reads histories.
         """
-        return self._contribution(state, history.known(len(self.catalogue)), random)
+        return self._contribution(state, history.known(len(self.catalogue)), streams)
 
     @abstractmethod
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
@@ -100,7 +100,7 @@ class Learner(ABC):
         return {name: self._adopted(name, state, place) for name in state}
 
     @abstractmethod
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays: ...
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays: ...
 
     @abstractmethod
     def _scores(self, state: State, histories: Interactions) -> Float32: ...

@@ -202,7 +202,7 @@ class Cooccurrence(Learner):
             return "transitions"
         return "matrix"
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         ((name, (size,)),) = self.shapes(state).items()
         out = np.zeros(size, np.float32)
         at, values = self._device(state)(history)

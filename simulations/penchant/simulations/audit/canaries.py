@@ -163,7 +163,7 @@ class Shadow(Learner):
     def shapes(self, state: State) -> Shapes:
         return self._learner.shapes(state)
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
         for name, at in self._own(state, history):
             out[name].reshape(-1)[at] = self._value

@@ -167,17 +167,17 @@ class FedAvg(Learner):
             return self._cooccurrence.shapes(state)
         return {n: shape for n, shape in self._shapes.items() if n not in self.model.private and n not in self.frozen}
 
-    def _contribution(self, state: State, history: History, random: np.random.Generator) -> Arrays:
+    def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
         if self._starting(state):
-            return self._cooccurrence.contribution(state, history, random)
+            return self._cooccurrence.contribution(state, history, streams)
         weights = self._weights(state)
         if self._device_sgd is not None:
-            return self._device_sgd.train(weights, history, random)
+            return self._device_sgd.train(weights, history, streams.get("steps"))
         if isinstance(self.model, SequenceModel):
-            return self._train_sequence(self.model, weights, history, random)
+            return self._train_sequence(self.model, weights, history, streams)
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
         for _, update in local.updates(
-            self.model, weights, [history.items], self.config.local, [random], frozen=self.frozen
+            self.model, weights, [history.items], self.config.local, [streams.word("examples")], frozen=self.frozen
         ):
             self._add(out, update.rows, update.values)
         return out
@@ -194,7 +194,7 @@ class FedAvg(Learner):
             self._weights(state),
             [histories.history(u).items for u in people],
             self.config.local,
-            [randoms(u) for u in people],
+            [randoms(u).word("examples") for u in people],
             frozen=self.frozen,
         )
         seen = 0
@@ -324,22 +324,25 @@ class FedAvg(Learner):
                 total[name] += v
 
     def _train_sequence(
-        self, model: SequenceModel, weights: dict[str, Tensor], history: History, random: np.random.Generator
+        self, model: SequenceModel, weights: dict[str, Tensor], history: History, streams: Streams
     ) -> Arrays:
         """One person's sequence: each epoch a step on the loss of its last items, those of one time mixed anew."""
         rule, tables = self.config.local, adapters.tables(model)
+        random = streams.get("sequence")
         fixed = {name: values for name, values in weights.items() if name in self.frozen}
         own = {name: values for name, values in weights.items() if name not in fixed}
         with seeded(int(random.integers(2**63 - 1)), self.where):  # dropout
             drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
             if len(history) > 1 and drawable:
                 loss = _SequenceLoss(model).train()
-                for _ in range(rule.epochs):
+                for epoch in range(rule.epochs):
                     sequence = pad([untied(history, random)], model.max_length + 1, len(self.catalogue)).to(self.where)
                     drawn = None
                     if model.needs_negatives:
                         shape = (1, sequence.shape[1], rule.negatives)
-                        drawn = torch.from_numpy(negatives(history.items, len(self.catalogue), shape, random)).long()
+                        drawn = torch.from_numpy(
+                            negatives(history.items, len(self.catalogue), shape, streams.word("negatives", epoch))
+                        ).long()
                         drawn = drawn.to(self.where)
                     now = {name: values.detach().requires_grad_() for name, values in own.items()}
                     whole = adapters.whole({**now, **fixed}, tables)

@@ -21,6 +21,7 @@ et al. 2020, https://arxiv.org/abs/1812.06127, Algorithm 2 (FedProx).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from penchant.common import taste
+from penchant.common import draws, taste
 from penchant.common.arrays import Float32, Int32, Int64
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
@@ -97,7 +98,7 @@ def updates(
     weights: Weights,
     histories: Sequence[Int32],
     config: LocalTraining,
-    randoms: Sequence[np.random.Generator],
+    seeds: Sequence[int],
     block: int = 16384,
     frozen: Set[str] = frozenset(),
 ) -> Iterator[tuple[int, Update]]:
@@ -108,7 +109,7 @@ def updates(
     Args:
         weights: the released weights, the person's starting vector and the tables' adapters among them.
         histories: item positions of each person, int32[n].
-        randoms: the stream of each person.
+        seeds: of each person's draws, in [0, 2⁶⁴).
         block: most table rows that the people trained at once touch together, so that a block fits the cache; it
             changes speed and memory, not the result beyond float rounding.
         frozen: names of weights that stay as they are and are left out of what is yielded.
@@ -118,7 +119,7 @@ def updates(
     for chosen in _blocks(order, [len(h) * (1 + config.negatives) for h in histories], block):
         yield from zip(
             chosen,
-            _train([histories[i] for i in chosen], [randoms[i] for i in chosen], model, weights, config, frozen),
+            _train([histories[i] for i in chosen], [seeds[i] for i in chosen], model, weights, config, frozen),
             strict=True,
         )
 
@@ -151,11 +152,9 @@ def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[In
     for row, history in enumerate(histories):
         own = {name: weights[name] for name in model.private}
         if can_train(history, model.n_items):
-            random = np.random.default_rng(history.astype(np.uint32))
-            groups = (
-                torch.from_numpy(_groups(history, model.n_items, replace(config, epochs=1), random)).long().to(where)
-            )
-            fit = grad(lambda own, groups=groups: _mean_loss(model, {**weights, **own}, groups))
+            once = torch.from_numpy(groups(history, model.n_items, replace(config, epochs=1), _seed(history)))
+            once = once.long().to(where)
+            fit = grad(lambda own, once=once: _mean_loss(model, {**weights, **own}, once))
             for _ in range(config.fold_in_steps):
                 own = {name: own[name] - config.fold_in_lr * slope for name, slope in fit(own).items()}
         with torch.no_grad():
@@ -171,16 +170,16 @@ def _mean_loss(model: InterestModel, weights: Weights, groups: Tensor) -> Tensor
 
 def _train(
     histories: list[Int32],
-    randoms: list[np.random.Generator],
+    seeds: list[int],
     model: InterestModel,
     weights: Weights,
     config: LocalTraining,
     frozen: Set[str],
 ) -> list[Update]:
-    groups = [_groups(h, model.n_items, config, r) for h, r in zip(histories, randoms, strict=True)]
-    touched = [np.unique(g) for g in groups]
-    places = _stack([np.searchsorted(t, g) for t, g in zip(touched, groups, strict=True)])  # [U, S, 1 + k]
-    sizes = torch.tensor([len(g) for g in groups])
+    own_groups = [groups(h, model.n_items, config, s) for h, s in zip(histories, seeds, strict=True)]
+    touched = [np.unique(g) for g in own_groups]
+    places = _stack([np.searchsorted(t, g) for t, g in zip(touched, own_groups, strict=True)])  # [U, S, 1 + k]
+    sizes = torch.tensor([len(g) for g in own_groups])
     device = next(iter(weights.values())).device
     places, sizes = places.to(device), sizes.to(device)
     rows = _stack(touched).to(device)  # [U, R], padded with row 0, which no group then names
@@ -190,7 +189,7 @@ def _train(
         if name in model.item_tables:
             stacked[name] = value[rows]
         else:
-            stacked[name] = value.expand(len(groups), *value.shape).clone()
+            stacked[name] = value.expand(len(own_groups), *value.shape).clone()
     private = {name: stacked[name] for name in model.private}
     fixed = {name: value for name, value in stacked.items() if name in frozen}
     before = {name: value.clone() for name, value in stacked.items() if name not in {*private, *fixed}}
@@ -236,17 +235,22 @@ def _train(
     return out
 
 
+def _seed(history: Int32) -> int:
+    return int.from_bytes(hashlib.sha256(history.astype("<i4").tobytes()).digest()[:8], "little")
+
+
 def _closed_form(vectors: Float32, histories: Sequence[Int32]) -> Float32:
     """float32[U, d]: the taste vectors of these histories, all their items weighing the same."""
     known = Interactions.of([h.tolist() for h in histories], len(vectors))
     return taste.tastes(vectors, known, _EVERY_AGE).astype(np.float32)
 
 
-def _groups(history: Int32, n_items: int, config: LocalTraining, random: np.random.Generator) -> Int32:
+def groups(history: Int32, n_items: int, config: LocalTraining, seed: int) -> Int32:
     """int32[epochs · n, 1 + k]: each epoch's groups in an order of its own, the positive first."""
     n = len(history)
-    order = np.concatenate([random.permutation(n) for _ in range(config.epochs)])
-    drawn = negatives(history, n_items, (len(order), config.negatives), random)
+    pool, *orders = draws.children(seed, 1 + config.epochs)
+    order = np.concatenate([draws.permutation(own, n) for own in orders])
+    drawn = negatives(history, n_items, (len(order), config.negatives), pool)
     return np.column_stack([history[order], drawn]).astype(np.int32)
 
 
