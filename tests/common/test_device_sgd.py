@@ -38,7 +38,7 @@ NOISE = DeviceNoise(clip_norm=0.3, noise_multiplier=SILENT, rate=0.6, steps=3, d
 ONE_STEP = dataclasses.replace(NOISE, rate=1.0, steps=1)
 HISTORY = [5, 2, 2, 7, 0, 1]
 ITEMS = st.lists(st.integers(0, N_ITEMS - 1), max_size=6)
-BOTH = pytest.mark.parametrize("name", ["mf", "neumf"])
+BOTH = pytest.mark.parametrize("name", ["mf", "mlp", "neumf"])
 
 Weights = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ def flat(tensors: list[Tensor]) -> Float64:
 
 def loud(name: str, n_items: int = N_ITEMS, scale: float = 0.7) -> tuple[InterestModel, Weights]:
     """A model and weights so large that the gradients of most groups exceed the clip; zero scale: all weights zero."""
-    model = build(ModelConfig(name=name, dim=4, hidden=4 if name == "neumf" else None), n_items, 1)
+    model = build(ModelConfig(name=name, dim=4, hidden=None if name == "mf" else 4), n_items, 1)
     random = torch.Generator().manual_seed(2)
     return model, {n: scale * torch.randn(p.shape, generator=random) for n, p in model.named_parameters()}
 
@@ -487,7 +487,7 @@ class TestSampling:
         np.testing.assert_allclose([s[-N_ITEMS:].sum() / each for s in sums], 10, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("mf", "neumf")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("mf", "mlp", "neumf")])
 def test_a_sequence_model_is_refused_in_one_line_that_says_how_to_mend_it(name: str) -> None:
     catalogue = Catalogue(ids=("a", "b", "c"))
     config = FedAvgConfig(model=ModelConfig(name=name, dim=4), device=NOISE)
@@ -495,7 +495,7 @@ def test_a_sequence_model_is_refused_in_one_line_that_says_how_to_mend_it(name: 
         FedAvg(catalogue, config)
     message = str(refused.value)
     assert "\n" not in message
-    assert all(word in message for word in (name, "interaction", "mf or neumf", "user"))
+    assert all(word in message for word in (name, "interaction", "mf, mlp or neumf", "user"))
     assert FedAvg(catalogue, dataclasses.replace(config, device=None))
 
 

@@ -122,6 +122,7 @@ CASES = {
     "cooccurrence, all in the head": Case(partial(cooccurrence, head=50), draws=False, n_applied=1),
     **{f"fedavg {name}": Case(partial(fedavg, name), keeps_scores=reads_history(name)) for name in MODELS},
     "fedavg mf later, sgd": Case(partial(fedavg, "mf", optimizer="sgd"), n_applied=2),
+    "fedavg mlp": Case(partial(fedavg, "mlp")),
     "fedavg neumf later": Case(partial(fedavg, "neumf"), n_applied=2),
     "fedavg mf with device noise": Case(partial(fedavg, "mf", device=DEVICE), noisy=True),
     "fedavg neumf with device noise": Case(partial(fedavg, "neumf", device=DEVICE), noisy=True),

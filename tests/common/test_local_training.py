@@ -30,7 +30,7 @@ N_ITEMS = 30
 LOCAL = LocalTraining(epochs=2, batch=3, lr=0.3, negatives=3, fold_in_steps=4, fold_in_lr=1.0)
 PROXIMAL = LocalTraining(**{**vars(LOCAL), "proximal": 1.5})
 HISTORIES = [np.array(h, np.int32) for h in ([4, 9, 2, 17, 9], [8], [1, 2, 3, 4, 5, 6, 7, 8], [], [29, 0, 29], [3, 12])]
-BOTH = pytest.mark.parametrize("name", ["mf", "neumf"])
+BOTH = pytest.mark.parametrize("name", ["mf", "mlp", "neumf"])
 
 
 @pytest.fixture(autouse=True)

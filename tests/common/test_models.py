@@ -27,9 +27,9 @@ from penchant.common.learners.neural.models import (
     ModelConfig,
     SequenceModel,
     all_scores,
+    base,
     build,
     group_loss,
-    neumf,
     pad,
     reads_history,
     sequence,
@@ -179,7 +179,7 @@ class TestEveryModel:
 
     def test_reads_the_history_where_its_name_says_so(self, name: str) -> None:
         assert small(name).reads_history is reads_history(name)
-        assert reads_history(name) != (name in ("mf", "neumf"))
+        assert reads_history(name) != (name in ("mf", "mlp", "neumf"))
 
     def test_starts_from_its_seed_alone(self, name: str) -> None:
         torch.manual_seed(5)
@@ -477,10 +477,11 @@ def test_a_group_costs_the_mean_of_its_binary_cross_entropies() -> None:
     assert not torch.allclose(group_loss(logits.flip(1)), expected)
 
 
-def test_neumf_scores_a_catalogue_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, history = small("neumf"), draw(0, 2)
+@pytest.mark.parametrize("name", ["mlp", "neumf"])
+def test_a_network_scores_a_catalogue_in_chunks_as_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, history = small(name), draw(0, 2)
     at_once = all_scores(model, history)
-    monkeypatch.setattr(neumf, "CHUNK", 7)  # 20 items: two whole chunks and a rest
+    monkeypatch.setattr(base, "CHUNK", 7)  # 20 items: two whole chunks and a rest
     assert same(all_scores(model, history), at_once)
     assert not same(at_once[:, :1], at_once[:, 7:8])
 

@@ -128,7 +128,7 @@ def test_without_an_out_a_new_folder_under_runs_is_made_each_time(
         (["--epsilon", "3"], "add --delta 1e-5"),
         (["--epsilon", "nan", "--delta", "1e-5"], "epsilon must be positive and finite"),
         (["--epsilon", "-1", "--delta", "1e-5"], "epsilon must be positive and finite"),
-        (["--unit", "interaction", "--model", "gru"], "take --model mf or neumf"),
+        (["--unit", "interaction", "--model", "gru"], "take --model mf or mlp or neumf"),
         (["--unit", "none", "--epsilon", "3", "--delta", "1e-5"], "unit none promises nothing"),
         (["--learner", "cooccurrence", "--model", "mf"], "has no model"),
         (["--model", "grü"], "did you mean 'gru'?"),

@@ -77,7 +77,7 @@ def named(found: list[Row]) -> list[str]:
         ({"unit": "none", "clip": 1.0}, "drop clip, or take --unit user"),
         ({"unit": "none", "sampling": "poisson"}, "drop --sampling, or take --unit user"),
         # units and models
-        *(({"unit": "interaction", "model": m}, "take --model mf or neumf") for m in MODELS if reads_history(m)),
+        *(({"unit": "interaction", "model": m}, "take --model mf or mlp or neumf") for m in MODELS if reads_history(m)),
         ({"unit": "interaction", "learner": "cooccurrence"}, "take --unit user or none"),
         ({"unit": "interaction", "sampling": "poisson"}, "drop --sampling"),
         ({"sampling": "poisson", "max_participations": 3}, "drop one of the two"),
@@ -110,7 +110,7 @@ def named(found: list[Row]) -> list[str]:
         ({"learner": "fedvag"}, "unknown learner 'fedvag'; did you mean 'fedavg'?"),
         ({"learner": "co-occurrence"}, "did you mean 'cooccurrence'?"),
         ({"model": "mff"}, "unknown model 'mff'; did you mean 'mf'?"),
-        ({"model": "bert"}, "choose from cnn-lstm, gru, lstm, mf, neumf, transformer"),
+        ({"model": "bert"}, "choose from cnn-lstm, gru, lstm, mf, mlp, neumf, transformer"),
         ({"unit": "users"}, "unknown unit 'users'; did you mean 'user'?"),
         ({"sampling": "poison"}, "unknown sampling 'poison'; did you mean 'poisson'?"),
         ({"engine": "ray"}, "unknown engine 'ray'; choose from flower, local"),
@@ -241,11 +241,11 @@ def test_a_row_in_the_models_is_all_that_a_new_model_needs(
             assert made.settings == {**twin.settings, "model": {"name": "novel"}}
             assert registry.build(made.learner, made.settings, Catalogue(ids=("a", "b"))).init(Streams(0))
     if reads:
-        with pytest.raises(InvalidConfig, match="take --model mf or neumf with unit interaction"):
+        with pytest.raises(InvalidConfig, match="take --model mf or mlp or neumf with unit interaction"):
             SimulationConfig(model="novel", unit="interaction")
     else:
         assert SimulationConfig(model="novel", unit="interaction").model == "novel"
-        with pytest.raises(InvalidConfig, match="take --model mf or neumf or novel"):
+        with pytest.raises(InvalidConfig, match="take --model mf or mlp or neumf or novel"):
             SimulationConfig(model="gru", unit="interaction")
 
 

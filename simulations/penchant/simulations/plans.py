@@ -308,7 +308,7 @@ def _with_parts(settings: SimulationConfig, model: str) -> SimulationConfig:
     match model:
         case "mf":
             return replace(settings, adapter=4, freeze=("bias", "item.down"))
-        case "neumf":
+        case "mlp" | "neumf":
             return replace(settings, adapter=4)
         case "transformer":  # whose untrained blocks let the latest item through
             return replace(settings, freeze=("item", "blocks"))

@@ -25,6 +25,7 @@ Part = Literal["all", "adapter", "rest"]
 
 MEDIAN: dict[str, dict[Part, float]] = {
     "mf": {"all": 9.12, "adapter": 12.7, "rest": 1.55},
+    "mlp": {"all": 12.5, "adapter": 11.7, "rest": 11.7},
     "neumf": {"all": 14.4, "adapter": 14.3, "rest": 14.3},
     "gru": {"all": 2.89, "adapter": 6.64, "rest": 6.27},
     "lstm": {"all": 1.69, "adapter": 3.66, "rest": 3.4},

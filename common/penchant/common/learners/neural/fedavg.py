@@ -146,7 +146,7 @@ class FedAvg(Learner):
         if config.device is not None and self.model.reads_history:
             raise InvalidConfig(
                 f"unit interaction needs a model whose samples read one interaction; {config.model.name} reads the "
-                "history: take --model mf or neumf, or --unit user"
+                "history: take --model mf, mlp or neumf, or --unit user"
             )
         weights = self._fresh(0)
         self._shapes: Shapes = {name: tuple(values.shape) for name, values in weights.items()}

@@ -1,6 +1,6 @@
 """The PyTorch models that FedAvg can train, by name.
 
-mf, neumf                            the person is a vector of their own; any privacy unit
+mf, mlp, neumf                       the person is a vector of their own; any privacy unit
 gru, lstm, cnn-lstm, transformer     the person is their history; user-level privacy only
 """
 
@@ -21,6 +21,7 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.learners.neural.models.base import InterestModel, group_loss, pad
 from penchant.common.learners.neural.models.conv_lstm import ConvLstm
 from penchant.common.learners.neural.models.mf import MF
+from penchant.common.learners.neural.models.mlp import MLP
 from penchant.common.learners.neural.models.neumf import NeuMF
 from penchant.common.learners.neural.models.recurrent import Recurrent
 from penchant.common.learners.neural.models.sequence import SequenceModel, untied
@@ -28,6 +29,7 @@ from penchant.common.learners.neural.models.transformer import Transformer
 
 __all__ = [
     "MF",
+    "MLP",
     "MODELS",
     "ConvLstm",
     "InterestModel",
@@ -68,6 +70,7 @@ _RECURRENT: Mapping[str, Option] = {"hidden": 64, "layers": 1, "dropout": 0.2, "
 
 MODELS: dict[str, Recipe] = {
     "mf": Recipe(MF, {}),
+    "mlp": Recipe(MLP, {"hidden": 32}),
     "neumf": Recipe(NeuMF, {"hidden": 32}),
     "gru": Recipe(partial(Recurrent, kind="gru"), _RECURRENT),
     "lstm": Recipe(partial(Recurrent, kind="lstm"), _RECURRENT),
@@ -102,7 +105,7 @@ class ModelConfig:
         heads: attention patterns in each block, a divisor of dim.
         max_length: most recent items of a history that are read, ≥ 1. Models that read no history ignore it.
         dropout: share hidden in training, in [0, 1).
-        hidden: width of the inner layer, ≥ 1: NeuMF's first (even), the recurrent state, a block's feed-forward.
+        hidden: width of the inner layer, ≥ 1: MLP's, NeuMF's first (even), the recurrent state, a feed-forward.
     """
 
     name: str

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from penchant.common.arrays import Int32, Int64
 
+CHUNK = 8192  # items scored at once, so that a large catalogue fits a phone's memory
+
 
 class InterestModel(nn.Module, ABC):
     """Logits of interest in candidate items, given what one person did.
@@ -61,6 +63,13 @@ class InterestModel(nn.Module, ABC):
     @abstractmethod
     def score_all(self, history: Tensor) -> Tensor:
         """Logits float32[B, n_items] of the whole catalogue; nothing of size B × n_items × dim is built."""
+
+
+def scored_in_chunks(model: InterestModel, history: Tensor) -> Tensor:
+    """`score_all` of a model that reads no history, by its `forward`."""
+    items = torch.arange(model.n_items, device=history.device)[None]  # [1, n_items]
+    scores = torch.cat([model(history, chunk) for chunk in torch.split(items, CHUNK, 1)], 1)  # [1, n_items]
+    return scores.expand(len(history), -1)
 
 
 def group_loss(logits: Tensor) -> Tensor:

@@ -17,9 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from penchant.common.learners.neural.models.base import InterestModel
-
-CHUNK = 8192  # items scored at once, so that a large catalogue fits a phone's memory
+from penchant.common.learners.neural.models.base import InterestModel, scored_in_chunks
 
 
 class NeuMF(InterestModel):
@@ -59,6 +57,4 @@ class NeuMF(InterestModel):
         return logits
 
     def score_all(self, history: Tensor) -> Tensor:
-        items = torch.arange(self.n_items, device=history.device)[None]  # [1, n_items]
-        scores = torch.cat([self(history, chunk) for chunk in torch.split(items, CHUNK, 1)], 1)  # [1, n_items]
-        return scores.expand(len(history), -1)
+        return scored_in_chunks(self, history)
