@@ -94,6 +94,10 @@ class Clip:
             self.refused += 1
             return {name: np.zeros(np.shape(values), np.float32) for name, values in contribution.items()}
 
+    def count(self, n: int, *, within: int, refused: int) -> None:
+        """Counts contributions that compiled code clipped as this does."""
+        self.n, self.within, self.refused = self.n + n, self.within + within, self.refused + refused
+
     def _clipped(self, contribution: Arrays) -> dict[str, Float32]:
         """The clipped contribution; one within the bound comes back unchanged but for the grid (and float32).
 

@@ -39,7 +39,7 @@ from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
-from penchant.common.learners.neural import adapters, local, start
+from penchant.common.learners.neural import adapters, fused, local, start
 from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded, untied
@@ -135,11 +135,15 @@ class FedAvg(Learner):
 
     Args:
         where: the torch device that trains and scores, such as "cpu" or "cuda".
+        threads: where people are simulated and only sums of them leave, compiled kernels train them on so many threads
+            (`fused/`), as far as there is one for the model. None for real people.
     """
 
     name = "fedavg"
 
-    def __init__(self, catalogue: Catalogue, config: FedAvgConfig, *, where: str = "cpu") -> None:
+    def __init__(
+        self, catalogue: Catalogue, config: FedAvgConfig, *, where: str = "cpu", threads: int | None = None
+    ) -> None:
         super().__init__(catalogue, config.cooccurrence.features)
         self.config, self.where, self.device_noise = config, torch.device(where), config.device
         self.model = build(config.model, len(catalogue), seed=0).to(self.where)
@@ -152,6 +156,9 @@ class FedAvg(Learner):
         self._shapes: Shapes = {name: tuple(values.shape) for name, values in weights.items()}
         self.frozen = self._held(config.freeze)
         self._cooccurrence = Cooccurrence(catalogue, config.cooccurrence)
+        self._cohort = None
+        if threads is not None and self.where.type == "cpu" and not config.adapter and config.device is None:
+            self._cohort = fused.compiled(self.model, config.local, self.frozen, threads)
         self._device_sgd = (
             None if config.device is None else DeviceSgd(self.model, config.device, config.local, self.frozen)
         )
@@ -187,8 +194,11 @@ class FedAvg(Learner):
             return self._cooccurrence.partial_sum(state, histories, clip, randoms)
         if self._device_sgd is not None or isinstance(self.model, SequenceModel):
             return super()._partial_sum(state, histories, clip, randoms)
-        total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         people = range(histories.n_users)
+        if self._cohort is not None and clip.row_norm is None:
+            seeds = np.array([randoms(u).word("examples") for u in people], np.uint64)
+            return self._cohort.partial_sum(state, histories, clip, seeds)
+        total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         trained = local.updates(
             self.model,
             self._weights(state),

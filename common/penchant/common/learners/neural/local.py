@@ -196,7 +196,8 @@ def _train(
     tables, steps = adapters.tables(model), config.fold_in_steps
     if model.linear is not None:
         (name,), steps = model.private, 0
-        own_vectors = _closed_form(adapters.whole(weights, tables)[model.linear].cpu().numpy(), histories)
+        known = Interactions.of([h.tolist() for h in histories], model.n_items)
+        own_vectors = closed_form(adapters.whole(weights, tables)[model.linear].cpu().numpy(), known)
         private[name] = torch.from_numpy(own_vectors)[:, None, :].to(device)
     shared = {name: stacked[name] for name in before}
     empty = places.new_zeros(1, 0)
@@ -239,10 +240,9 @@ def _seed(history: Int32) -> int:
     return int.from_bytes(hashlib.sha256(history.astype("<i4").tobytes()).digest()[:8], "little")
 
 
-def _closed_form(vectors: Float32, histories: Sequence[Int32]) -> Float32:
-    """float32[U, d]: the taste vectors of these histories, all their items weighing the same."""
-    known = Interactions.of([h.tolist() for h in histories], len(vectors))
-    return taste.tastes(vectors, known, _EVERY_AGE).astype(np.float32)
+def closed_form(vectors: Float32, histories: Interactions) -> Float32:
+    """float32[n_users, d]: the taste vectors of these histories, all their items weighing the same."""
+    return taste.tastes(vectors, histories, _EVERY_AGE).astype(np.float32)
 
 
 def groups(history: Int32, n_items: int, config: LocalTraining, seed: int) -> Int32:

@@ -1,0 +1,316 @@
+"""Trains a cohort of simulated people with compiled kernels, on several threads.
+
+The result is that of `local.updates` and `sums.Clip` for each person, to float32 rounding of the training. Clipped
+changes lie on the clip's grid, so their sums are exact, whichever thread adds them. Memory is the sums once for each
+thread, and one person's rows. People are dealt longest first, in chunks that a thread takes when it is free.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from penchant.common.arrays import Arrays, Float32, Float64, Int64
+from penchant.common.interactions import Interactions
+from penchant.common.learners.neural.fused import kernels
+from penchant.common.learners.neural.fused.simd import WIDTH
+from penchant.common.learners.neural.local import LocalTraining, closed_form
+from penchant.common.learners.neural.models import MF, MLP, InterestModel, NeuMF
+from penchant.common.privacy import sums
+from penchant.common.privacy.sums import Clip, Shapes
+
+_CHUNKS = 8  # for each thread: few enough to cost nothing, enough that threads end together
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of `dense` is parameter[index], transposed where the kernels keep it so."""
+
+    parameter: str
+    index: Any = ...
+    turned: bool = False
+
+    def of(self, arrays: Mapping[str, Any]) -> Any:
+        values = np.atleast_2d(arrays[self.parameter][self.index])
+        return values.T if self.turned else values
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which parameters are what in the kernels; a table stands beside the person's own vector for it."""
+
+    network: tuple[str, str] | None = None
+    product: tuple[str, str] | None = None
+    bias: str | None = None
+    dense: Mapping[str, _Part] = field(default_factory=dict)
+
+
+def _layout(model: InterestModel) -> _Layout | None:
+    if isinstance(model, MF):
+        return _Layout(product=("item.weight", "user.weight"), bias="bias.weight")
+    if not isinstance(model, MLP | NeuMF):
+        return None
+    d = model.first.in_features // 2
+    dense = {
+        "u1": _Part("first.weight", np.s_[:, :d], turned=True),
+        "v1": _Part("first.weight", np.s_[:, d:], turned=True),
+        "b1": _Part("first.bias"),
+        "b0": _Part("last.bias"),
+    }
+    if isinstance(model, MLP):
+        return _Layout(
+            network=("item.weight", "user.weight"), bias="bias.weight", dense={**dense, "wh": _Part("last.weight")}
+        )
+    return _Layout(
+        network=("item_network.weight", "user_network.weight"),
+        product=("item_product.weight", "user_product.weight"),
+        dense={
+            **dense,
+            "w2": _Part("second.weight", turned=True),
+            "b2": _Part("second.bias"),
+            "wp": _Part("last.weight", np.s_[:, :d]),
+            "wh": _Part("last.weight", np.s_[:, d:]),
+        },
+    )
+
+
+def fits(model: InterestModel, config: LocalTraining) -> bool:
+    """Whether there is a kernel for this training, without adapters."""
+    return _layout(model) is not None and not config.proximal
+
+
+class Cohort:
+    """The kernels of one model.
+
+    Args:
+        model: one that `fits`; its weights are not read.
+        config: of the training.
+        frozen: names of weights that stay as they are and are in no sum.
+        threads: that train at the same time.
+    """
+
+    def __init__(self, model: InterestModel, config: LocalTraining, frozen: Set[str], threads: int) -> None:
+        layout = _layout(model)
+        assert layout is not None  # `fits` was asked
+        self._layout, self._config, self._frozen, self._threads = layout, config, frozen, threads
+        self._linear, self._n_items = model.linear, model.n_items
+        self._shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        dn = self._width(layout.network[0]) if layout.network else 0
+        dp = self._width(layout.product[0]) if layout.product else 0
+        h1 = self._width("first.bias") if "b1" in layout.dense else 0
+        h2 = self._width("second.bias") if "b2" in layout.dense else 0
+        hl = h2 or h1
+        self._blocks = {  # of `dense`, in this order
+            "u1": (dn, h1),
+            "v1": (dn, h1),
+            "b1": (1, h1),
+            "w2": (h1, h2),
+            "b2": (1, h2),
+            "wh": (1, hl),
+            "wp": (1, dp),
+            "b0": (1, WIDTH),
+        }
+        ends = np.cumsum([rows * columns for rows, columns in self._blocks.values()]).tolist()
+        self._starts = dict(zip(self._blocks, [0, *ends], strict=False))
+        self._n_dense = ends[-1]
+        self._model = kernels.Model(n_items=self._n_items, dn=dn, dp=dp, h1=h1, h2=h2, hl=hl, **self._starts)
+
+    def partial_sum(self, state: Mapping[str, Any], histories: Interactions, clip: Clip, seeds: Any) -> Arrays:
+        """Σ clip(trained − received) over these people, float64 by name.
+
+        Args:
+            state: the released weights, float32.
+            seeds: uint64[n_users], of each person's examples, as for `local.updates`.
+        """
+        config, group = self._config, 1 + self._config.negatives
+        weights = self._packed(state)
+        training = (config.epochs, config.batch, group, self._fold_in_steps, config.fold_in_lr)
+        longest = int(histories.lengths.max(initial=1))
+        examples = max(min(config.batch, config.epochs * longest), longest if self._fold_in_steps else 0) * group
+        rows = min(self._n_items, longest * (1 + config.epochs * config.negatives))
+        given = (
+            (histories.offsets, histories.items),
+            seeds,
+            self._where_vectors_start(state, histories),
+            self._model,
+            weights,
+            self._rates(),
+            np.float32(config.lr),
+            training,
+            (clip.bound, sums.SAFETY, sums.grid(clip.bound)),
+        )
+
+        def work(people: Int64, scratch: Any, total: Any) -> tuple[int, int]:
+            within, refused = kernels.train(people, *given, scratch, total)
+            return within, refused
+
+        totals, counts = self._on_threads(
+            work, histories.lengths, lambda: self._scratch(rows, longest, config.epochs * longest * group, examples)
+        )
+        clip.count(histories.n_users, within=sum(n for n, _ in counts), refused=sum(n for _, n in counts))
+        return self._unpacked(totals)
+
+    @property
+    def _fold_in_steps(self) -> int:
+        return 0 if self._linear else self._config.fold_in_steps
+
+    def _width(self, name: str) -> int:
+        return -(-self._shapes[name][-1] // WIDTH) * WIDTH
+
+    def _where_vectors_start(self, state: Mapping[str, Any], histories: Interactions) -> Float32:
+        """float32[n_users or 1, dn + dp]."""
+        sides, dn = (self._layout.network, self._layout.product), self._model.dn
+        if self._linear:
+            own = closed_form(state[self._linear], histories)
+            return _wide(own, self._model.dp)
+        own = [_wide(state[side[1]], width) for side, width in zip(sides, (dn, self._model.dp), strict=True) if side]
+        return np.hstack(own)
+
+    def _packed(self, state: Mapping[str, Any]) -> Any:
+        layout, dense = self._layout, _aligned(self._n_dense, np.float32)
+        for name, part in layout.dense.items():
+            values = part.of(state)
+            self._block(dense, name)[: values.shape[0], : values.shape[1]] = values
+        if layout.product and "wp" not in layout.dense:
+            self._block(dense, "wp")[:] = 1.0
+        network, product = (
+            _wide(state[side[0]], width).reshape(-1) if side else np.zeros(0, np.float32)
+            for side, width in ((layout.network, self._model.dn), (layout.product, self._model.dp))
+        )
+        bias = np.ascontiguousarray(state[layout.bias], np.float32)[:, 0] if layout.bias else np.zeros(0, np.float32)
+        return kernels.Weights(network=network, product=product, bias=np.ascontiguousarray(bias), dense=dense)
+
+    def _rates(self) -> Any:
+        layout, dense = self._layout, _aligned(self._n_dense, np.float32)
+        rate = {name: np.float32(0.0 if name in self._frozen else self._config.lr) for name in self._shapes}
+        for name, part in layout.dense.items():
+            rows, columns = part.of({part.parameter: np.empty(self._shapes[part.parameter], np.int8)}).shape
+            self._block(dense, name)[:rows, :columns] = rate[part.parameter]
+        network, product = (rate[side[0]] if side else np.float32(0.0) for side in (layout.network, layout.product))
+        bias = rate[layout.bias] if layout.bias else np.float32(0.0)
+        return kernels.Rates(network=network, product=product, bias=bias, dense=dense)
+
+    def _block(self, dense: Any, name: str) -> Any:
+        (rows, columns), start = self._blocks[name], self._starts[name]
+        return dense[start : start + rows * columns].reshape(rows, columns)
+
+    def _totals(self) -> Any:
+        m = self._model
+        sizes = (m.n_items * m.dn, m.n_items * m.dp, m.n_items if self._layout.bias else 0, self._n_dense)
+        return kernels.Totals(*(_aligned(size, np.float64) for size in sizes))
+
+    def _scratch(self, rows: int, longest: int, places: int, examples: int) -> Any:
+        m, n = self._model, -(-examples // 8) * 8
+
+        def empty(size: int) -> Float32:
+            return _aligned(size, np.float32)
+
+        own = kernels.Own(
+            network=empty(rows * m.dn),
+            product=empty(rows * m.dp),
+            bias=empty(rows if self._layout.bias else 0),
+            dense=empty(self._n_dense),
+            user_network=empty(m.dn),
+            user_product=empty(m.dp),
+            rows=np.empty(rows, np.int32),
+        )
+        batch = kernels.Batch(
+            vn=empty(n * m.dn),
+            vp=empty(n * m.dp),
+            a1=empty(n * m.h1),
+            a2=empty(n * m.h2),
+            z1=empty(n * m.h1),
+            z2=empty(n * m.h2),
+            gn=empty(n * m.dn),
+            gp=empty(n * m.dp),
+            g=empty(n),
+            c=empty(max(m.h1, m.dp)),
+            d1=empty(m.h1),
+            un=empty(m.dn),
+            up=empty(m.dp),
+            grad=_aligned(self._n_dense, np.float32),
+            turned1=empty(m.dn * m.h1),
+            turned2=empty(m.h1 * m.h2),
+        )
+        return kernels.Scratch(
+            slot=np.full(self._n_items, -1, np.int32),
+            order=np.empty(longest, np.int32),
+            place=np.empty(places, np.int32),
+            own=own,
+            batch=batch,
+        )
+
+    def _on_threads(
+        self, work: Callable[[Int64, Any, Any], Any], lengths: Int64, scratch: Callable[[], Any]
+    ) -> tuple[Any, list[Any]]:
+        """Deals people to threads; the sum of the threads' totals, and what `work` returned for each chunk."""
+        waiting = deque(_dealt(lengths, self._threads))
+
+        def one_thread() -> tuple[Any, list[Any]]:
+            own, total, found = scratch(), self._totals(), []
+            while waiting:
+                try:
+                    people = waiting.popleft()
+                except IndexError:
+                    break
+                found.append(work(people, own, total))
+            return total, found
+
+        if self._threads == 1:
+            done = [one_thread()]
+        else:
+            done = [job.result() for job in [_pool(self._threads).submit(one_thread) for _ in range(self._threads)]]
+        totals = done[0][0]
+        for other, _ in done[1:]:
+            for mine, theirs in zip(totals, other, strict=True):
+                mine += theirs
+        return totals, [one for _, found in done for one in found]
+
+    def _unpacked(self, totals: Any) -> dict[str, Float64]:
+        layout, m, out = self._layout, self._model, {}
+        for side, width, total in ((layout.network, m.dn, totals.network), (layout.product, m.dp, totals.product)):
+            if side:
+                out[side[0]] = total.reshape(self._n_items, width)[:, : self._shapes[side[0]][1]]
+        if layout.bias:
+            out[layout.bias] = totals.bias[:, None]
+        for name, part in layout.dense.items():
+            whole = out.setdefault(part.parameter, np.zeros(self._shapes[part.parameter], np.float64))
+            view = part.of({part.parameter: whole})
+            view[...] = self._block(totals.dense, name)[: view.shape[0], : view.shape[1]]
+        return {name: out[name] for name in self._shapes if name in out and name not in self._frozen}
+
+
+def _wide(table: Any, width: int) -> Float32:
+    """float32[n, width], padded with zeros."""
+    out = _aligned(len(table) * width, np.float32).reshape(len(table), width)
+    out[:, : table.shape[1]] = table
+    return out
+
+
+def _aligned(size: int, dtype: Any) -> Any:
+    """Zeros that start where a cache line does: a vector across two costs twice."""
+    line, item = 64, np.dtype(dtype).itemsize
+    raw = np.zeros(size * item + line, np.uint8)
+    start = -raw.ctypes.data % line
+    return raw[start : start + size * item].view(dtype)
+
+
+def _dealt(lengths: Int64, threads: int) -> list[Int64]:
+    """People in chunks of much the same work, longest histories first."""
+    order = np.argsort(-lengths, kind="stable")
+    done = np.cumsum(lengths[order] + 1)
+    n = max(1, min(len(order), _CHUNKS * threads))
+    cuts = np.searchsorted(done, done[-1] * np.arange(1, n) / n) if len(order) else []
+    return [chunk for chunk in np.split(order, cuts) if len(chunk)]
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One for the process: nodes that answer at the same time share its threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="penchant-kernel")
