@@ -104,7 +104,7 @@ class Noise:
         return np.frombuffer(out, "<u8", count=n).astype(np.uint64, copy=False)
 
     def _gaussians(self, n: int) -> Float64:
-        edges, inner, _ = _tables()
+        edges, inner, _ = ziggurat()
         words = self._words(n)
         layer = (words & np.uint64(_LAYERS - 1)).astype(np.intp)
         at = (words.view(np.int64) >> 9) * 2.0**-54  # [−1, 1): 55 bits, none of them the layer's
@@ -116,7 +116,7 @@ class Noise:
 
     def _outside(self, layer: np.ndarray[Any, np.dtype[np.intp]], x: Float64) -> Float64:
         """What a layer's draw becomes where it fell beside the layer above: kept, from the tail, or drawn anew."""
-        edges, _, heights = _tables()
+        edges, _, heights = ziggurat()
         low, high = heights[layer], heights[layer + 1]
         kept = low + self.uniform(len(x)) * (high - low) < np.exp(-x * x / 2)
         kept &= layer > 0
@@ -179,7 +179,7 @@ _NIST_CIPHER = "601ec313775789a5b7a7f504bbf3d228"
 
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[Float64, Float64, Float64]:
+def ziggurat() -> tuple[Float64, Float64, Float64]:
     """Edges x₀ … x₂₅₆ = 0 of the layers, the share of each that lies under the next, and exp(−x²/2) at the edges.
 
     x₁ is where the tail begins, x₀ the width of a rectangle of the tail's layer; every layer has the same area.

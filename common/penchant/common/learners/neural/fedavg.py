@@ -157,7 +157,7 @@ class FedAvg(Learner):
         self.frozen = self._held(config.freeze)
         self._cooccurrence = Cooccurrence(catalogue, config.cooccurrence)
         self._cohort = None
-        if threads is not None and self.where.type == "cpu" and not config.adapter and config.device is None:
+        if threads is not None and self.where.type == "cpu" and not config.adapter:
             self._cohort = fused.compiled(self.model, config.local, self.frozen, threads)
         self._device_sgd = (
             None if config.device is None else DeviceSgd(self.model, config.device, config.local, self.frozen)
@@ -192,12 +192,16 @@ class FedAvg(Learner):
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._starting(state):
             return self._cooccurrence.partial_sum(state, histories, clip, randoms)
-        if self._device_sgd is not None or isinstance(self.model, SequenceModel):
-            return super()._partial_sum(state, histories, clip, randoms)
         people = range(histories.n_users)
         if self._cohort is not None and clip.row_norm is None:
-            seeds = np.array([randoms(u).word("examples") for u in people], np.uint64)
-            return self._cohort.partial_sum(state, histories, clip, seeds)
+            if self.device_noise is None:
+                seeds = np.array([randoms(u).word("examples") for u in people], np.uint64)
+                return self._cohort.partial_sum(state, histories, clip, seeds)
+            if clip.bound == math.inf and not self.frozen:  # else a change is looked at alone
+                clip.count(histories.n_users, within=histories.n_users, refused=0)
+                return self._cohort.private_sum(state, histories, self.device_noise, [randoms(u) for u in people])
+        if self._device_sgd is not None or isinstance(self.model, SequenceModel):
+            return super()._partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
         trained = local.updates(
             self.model,

@@ -8,23 +8,26 @@ thread, and one person's rows. People are dealt longest first, in chunks that a 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from penchant.common.arrays import Arrays, Float32, Float64, Int64
+from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import Interactions
 from penchant.common.learners.neural.fused import kernels
 from penchant.common.learners.neural.fused.simd import WIDTH
 from penchant.common.learners.neural.local import LocalTraining, closed_form
 from penchant.common.learners.neural.models import MF, MLP, InterestModel, NeuMF
 from penchant.common.privacy import sums
+from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
+from penchant.common.streams import Streams
 
+_Found = TypeVar("_Found")
 _CHUNKS = 8  # for each thread: few enough to cost nothing, enough that threads end together
 
 
@@ -99,7 +102,7 @@ class Cohort:
         layout = _layout(model)
         assert layout is not None  # `fits` was asked
         self._layout, self._config, self._frozen, self._threads = layout, config, frozen, threads
-        self._linear, self._n_items = model.linear, model.n_items
+        self._linear, self._n_items, self._tables = model.linear, model.n_items, model.item_tables
         self._shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         dn = self._width(layout.network[0]) if layout.network else 0
         dp = self._width(layout.product[0]) if layout.product else 0
@@ -119,7 +122,18 @@ class Cohort:
         ends = np.cumsum([rows * columns for rows, columns in self._blocks.values()]).tolist()
         self._starts = dict(zip(self._blocks, [0, *ends], strict=False))
         self._n_dense = ends[-1]
-        self._model = kernels.Model(n_items=self._n_items, dn=dn, dp=dp, h1=h1, h2=h2, hl=hl, **self._starts)
+        self._model = kernels.Model(
+            n_items=self._n_items,
+            dn=dn,
+            dp=dp,
+            wide_network=self._shapes[layout.network[0]][1] if layout.network else 0,
+            wide_product=self._shapes[layout.product[0]][1] if layout.product else 0,
+            trains_dense=bool(layout.dense),
+            h1=h1,
+            h2=h2,
+            hl=hl,
+            **self._starts,
+        )
 
     def partial_sum(self, state: Mapping[str, Any], histories: Interactions, clip: Clip, seeds: Any) -> Arrays:
         """Σ clip(trained − received) over these people, float64 by name.
@@ -128,33 +142,83 @@ class Cohort:
             state: the released weights, float32.
             seeds: uint64[n_users], of each person's examples, as for `local.updates`.
         """
-        config, group = self._config, 1 + self._config.negatives
-        weights = self._packed(state)
-        training = (config.epochs, config.batch, group, self._fold_in_steps, config.fold_in_lr)
-        longest = int(histories.lengths.max(initial=1))
-        examples = max(min(config.batch, config.epochs * longest), longest if self._fold_in_steps else 0) * group
-        rows = min(self._n_items, longest * (1 + config.epochs * config.negatives))
+        config, group, longest = self._config, 1 + self._config.negatives, int(histories.lengths.max(initial=1))
         given = (
             (histories.offsets, histories.items),
             seeds,
             self._where_vectors_start(state, histories),
             self._model,
-            weights,
-            self._rates(),
+            self._packed(state),
+            self._rates(config.lr),
             np.float32(config.lr),
-            training,
+            (config.epochs, config.batch, group, self._fold_in_steps, config.fold_in_lr),
             (clip.bound, sums.SAFETY, sums.grid(clip.bound)),
         )
+        places = config.epochs * longest
+        examples = max(min(config.batch, places), longest if self._fold_in_steps else 0)
 
         def work(people: Int64, scratch: Any, total: Any) -> tuple[int, int]:
             within, refused = kernels.train(people, *given, scratch, total)
             return within, refused
 
         totals, counts = self._on_threads(
-            work, histories.lengths, lambda: self._scratch(rows, longest, config.epochs * longest * group, examples)
+            work,
+            histories.lengths,
+            scratch=lambda: self._scratch(
+                longest, longest + places * config.negatives, places * group, examples * group
+            ),
+            totals=self._totals,
         )
         clip.count(histories.n_users, within=sum(n for n, _ in counts), refused=sum(n for _, n in counts))
         return self._unpacked(totals)
+
+    def private_sum(
+        self, state: Mapping[str, Any], histories: Interactions, rule: DeviceNoise, randoms: Sequence[Streams]
+    ) -> Arrays:
+        """Σ (trained − received) over these people by DP-SGD, noise included, float64 by name.
+
+        As `DeviceSgd` for each of them, in law: noise on a row comes when the row is read, and what nobody reads, once
+        for the sum. Sums of independent Gaussians are Gaussian with the summed variance, so this sum has the very law
+        of the sum of theirs. One person's change alone does not have it: it is for sums that are released as they are,
+        and not for what clips, compresses, audits or keeps a single change. Noise is simulated, from no cipher.
+
+        Args:
+            randoms: the streams of each person.
+        """
+        group, longest, people = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), histories.n_users
+        lr, stddev = self._config.lr / rule.divisor, rule.noise_multiplier * rule.clip_norm
+        words = [[own.word(name) for name in ("coins", "pool", "noise")] for own in randoms]
+        given = (
+            (histories.offsets, histories.items),
+            np.array(words, np.uint64).reshape(people, 3),
+            self._model,
+            self._packed(state),
+            self._where_vectors_start(state, histories, fitted=False),
+            self._rates(lr),
+            (rule.clip_norm * sums.SAFETY, stddev, rule.rate, rule.steps, group, rule.min_history - 1, lr),
+        )
+        rows = longest + rule.steps * longest * self._config.negatives
+
+        def work(chosen: Int64, scratch: Any, total: Any) -> None:
+            own, (last, drawn, values) = scratch, total
+            kernels.train_private(chosen, *given, own, last, drawn, values)
+
+        def totals() -> Any:
+            last = np.zeros(min(self._n_items, rows), np.int32)
+            return last, np.zeros(self._n_items, np.int64), self._totals()
+
+        (_, drawn, values), _ = self._on_threads(
+            work,
+            histories.lengths,
+            scratch=lambda: self._scratch(longest, rows, longest * group, longest * group),
+            totals=totals,
+        )
+        out = self._unpacked(values)
+        owed = lr * stddev * np.sqrt(people * rule.steps - drawn)
+        for name in (table for table in self._tables if table in out):
+            random = randoms[0].get(f"owed/{name}") if people else np.random.default_rng(0)
+            out[name] = out[name] + owed[:, None] * random.standard_normal(out[name].shape)
+        return out
 
     @property
     def _fold_in_steps(self) -> int:
@@ -163,14 +227,13 @@ class Cohort:
     def _width(self, name: str) -> int:
         return -(-self._shapes[name][-1] // WIDTH) * WIDTH
 
-    def _where_vectors_start(self, state: Mapping[str, Any], histories: Interactions) -> Float32:
-        """float32[n_users or 1, dn + dp]."""
+    def _where_vectors_start(self, state: Mapping[str, Any], histories: Interactions, *, fitted: bool = True) -> Any:
+        """float32[n_users or 1, dn + dp], in closed form where there is one and they are to be `fitted`."""
         sides, dn = (self._layout.network, self._layout.product), self._model.dn
-        if self._linear:
-            own = closed_form(state[self._linear], histories)
-            return _wide(own, self._model.dp)
-        own = [_wide(state[side[1]], width) for side, width in zip(sides, (dn, self._model.dp), strict=True) if side]
-        return np.hstack(own)
+        if self._linear and fitted:
+            return _wide(closed_form(state[self._linear], histories), self._model.dp)
+        parts = [_wide(state[side[1]], width) for side, width in zip(sides, (dn, self._model.dp), strict=True) if side]
+        return np.concatenate(parts, axis=1)
 
     def _packed(self, state: Mapping[str, Any]) -> Any:
         layout, dense = self._layout, _aligned(self._n_dense, np.float32)
@@ -186,9 +249,9 @@ class Cohort:
         bias = np.ascontiguousarray(state[layout.bias], np.float32)[:, 0] if layout.bias else np.zeros(0, np.float32)
         return kernels.Weights(network=network, product=product, bias=np.ascontiguousarray(bias), dense=dense)
 
-    def _rates(self) -> Any:
+    def _rates(self, lr: float) -> Any:
         layout, dense = self._layout, _aligned(self._n_dense, np.float32)
-        rate = {name: np.float32(0.0 if name in self._frozen else self._config.lr) for name in self._shapes}
+        rate = {name: np.float32(0.0 if name in self._frozen else lr) for name in self._shapes}
         for name, part in layout.dense.items():
             rows, columns = part.of({part.parameter: np.empty(self._shapes[part.parameter], np.int8)}).shape
             self._block(dense, name)[:rows, :columns] = rate[part.parameter]
@@ -205,10 +268,11 @@ class Cohort:
         sizes = (m.n_items * m.dn, m.n_items * m.dp, m.n_items if self._layout.bias else 0, self._n_dense)
         return kernels.Totals(*(_aligned(size, np.float64) for size in sizes))
 
-    def _scratch(self, rows: int, longest: int, places: int, examples: int) -> Any:
-        m, n = self._model, -(-examples // 8) * 8
+    def _scratch(self, longest: int, rows: int, places: int, examples: int) -> Any:
+        """Room for one person: items of a history, rows touched, places of examples, examples of one step."""
+        m, n, rows = self._model, -(-examples // 8) * 8, min(self._n_items, rows)
 
-        def empty(size: int) -> Float32:
+        def empty(size: int) -> Any:
             return _aligned(size, np.float32)
 
         own = kernels.Own(
@@ -247,30 +311,33 @@ class Cohort:
         )
 
     def _on_threads(
-        self, work: Callable[[Int64, Any, Any], Any], lengths: Int64, scratch: Callable[[], Any]
-    ) -> tuple[Any, list[Any]]:
+        self,
+        work: Callable[[Int64, Any, Any], _Found],
+        lengths: Int64,
+        *,
+        scratch: Callable[[], Any],
+        totals: Callable[[], Any],
+    ) -> tuple[Any, list[_Found]]:
         """Deals people to threads; the sum of the threads' totals, and what `work` returned for each chunk."""
         waiting = deque(_dealt(lengths, self._threads))
 
-        def one_thread() -> tuple[Any, list[Any]]:
-            own, total, found = scratch(), self._totals(), []
+        def one_thread() -> tuple[Any, list[_Found]]:
+            own, total, found = scratch(), totals(), []
             while waiting:
                 try:
                     people = waiting.popleft()
-                except IndexError:
+                except IndexError:  # another thread was faster
                     break
                 found.append(work(people, own, total))
             return total, found
 
-        if self._threads == 1:
+        if self._threads == 1 or len(waiting) < 2:
             done = [one_thread()]
         else:
             done = [job.result() for job in [_pool(self._threads).submit(one_thread) for _ in range(self._threads)]]
-        totals = done[0][0]
         for other, _ in done[1:]:
-            for mine, theirs in zip(totals, other, strict=True):
-                mine += theirs
-        return totals, [one for _, found in done for one in found]
+            _add(done[0][0], other)
+        return done[0][0], [one for _, found in done for one in found]
 
     def _unpacked(self, totals: Any) -> dict[str, Float64]:
         layout, m, out = self._layout, self._model, {}
@@ -286,7 +353,7 @@ class Cohort:
         return {name: out[name] for name in self._shapes if name in out and name not in self._frozen}
 
 
-def _wide(table: Any, width: int) -> Float32:
+def _wide(table: Any, width: int) -> Any:
     """float32[n, width], padded with zeros."""
     out = _aligned(len(table) * width, np.float32).reshape(len(table), width)
     out[:, : table.shape[1]] = table
@@ -299,6 +366,14 @@ def _aligned(size: int, dtype: Any) -> Any:
     raw = np.zeros(size * item + line, np.uint8)
     start = -raw.ctypes.data % line
     return raw[start : start + size * item].view(dtype)
+
+
+def _add(totals: Any, others: Any) -> None:
+    for mine, theirs in zip(totals, others, strict=True):
+        if isinstance(mine, tuple):
+            _add(mine, theirs)
+        else:
+            mine += theirs
 
 
 def _dealt(lengths: Int64, threads: int) -> list[Int64]:

@@ -11,13 +11,14 @@ Matrices are kept transposed, [in, out]. All arrays are flat. In the code n coun
 them, r a row of the person's own copy of the tables: `place[e]` is the row of example e.
 """
 
-# No annotations and few hints: numba infers types. Loops stand where NumPy would allocate.
-# mypy: allow-untyped-defs, allow-untyped-calls, disable-error-code="untyped-decorator"
+# No annotations: numba infers types. Loops stand where NumPy would allocate.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 from __future__ import annotations
 
 import math
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -37,13 +38,23 @@ from penchant.common.learners.neural.fused.simd import (
     where_positive,
     widen,
 )
+from penchant.common.privacy.noise import ziggurat
 
+_LAYERS = 256
+_EDGES, _UNDER, _HEIGHTS = ziggurat()
 _TILE = 8  # rows of a product that stay in registers
-_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-_jit, _inline = njit(**_OPTIONS), njit(forceinline=True, **_OPTIONS)
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+_jit: Any = njit(**_OPTIONS)
+_inline: Any = njit(forceinline=True, **_OPTIONS)
 
-Model = namedtuple("Model", "n_items dn dp h1 h2 hl u1 v1 b1 w2 b2 wh wp b0")
-"""Sizes (padded) and where each part of `dense` starts: W₁ᵘ, W₁ᵛ, b₁, W₂, b₂, w, wᴾ, b."""
+Model = namedtuple("Model", "n_items dn dp wide_network wide_product trains_dense h1 h2 hl u1 v1 b1 w2 b2 wh wp b0")
+"""Sizes, padded (dn, dp, h1, h2, hl) and not (wide_network, wide_product), and where each part of `dense` starts: W₁ᵘ,
+W₁ᵛ, b₁, W₂, b₂, w, wᴾ, b."""
 Weights = namedtuple("Weights", "network product bias dense")
 """float32: item tables vᴺ [n_items · dn], vᴾ [n_items · dp], bᵢ [n_items or 0], and `dense`."""
 Rates = namedtuple("Rates", "network product bias dense")
@@ -301,18 +312,23 @@ def row_of(item, slot, rows, n_rows):
     return r, n_rows
 
 
+@_inline
+def fetch_row(model, weights, own, r):
+    """Copies what row r starts from."""
+    dn, dp, item = model.dn, model.dp, own.rows[r]
+    for j in range(0, dn, 16):
+        store(own.network, r * dn + j, load(weights.network, item * dn + j))
+    for j in range(0, dp, 16):
+        store(own.product, r * dp + j, load(weights.product, item * dp + j))
+    if len(own.bias):
+        own.bias[r] = weights.bias[item]
+
+
 @_jit
 def fetch(model, weights, own, n_rows):
     """Copies what a person starts from."""
-    dn, dp = model.dn, model.dp
     for r in range(n_rows):
-        item = own.rows[r]
-        for j in range(0, dn, 16):
-            store(own.network, r * dn + j, load(weights.network, item * dn + j))
-        for j in range(0, dp, 16):
-            store(own.product, r * dp + j, load(weights.product, item * dp + j))
-        if len(own.bias):
-            own.bias[r] = weights.bias[item]
+        fetch_row(model, weights, own, r)
     for j in range(0, len(own.dense), 16):
         store(own.dense, j, load(weights.dense, j))
 
@@ -452,3 +468,219 @@ def train(people, histories, seeds, starts, model, weights, rates, lr, training,
         within += found == 1
         refused += found == -1
     return within, refused
+
+
+@_inline
+def normal(seed, counter):
+    """A Gaussian from words `counter`, `counter + 1`, … of the seed, and the next counter: `privacy/noise.py` compiled.
+
+    The words are no cipher's: this noise is simulated, and protects nobody.
+    """
+    while True:
+        bits = word(seed, counter)
+        counter += 1
+        layer = np.int64(bits & np.uint64(_LAYERS - 1))
+        share = np.float64(np.int64(bits) >> 11) * 2.0**-52  # in [−1, 1), from other bits than the layer's
+        x = share * _EDGES[layer]
+        if abs(share) < _UNDER[layer]:
+            break
+        if layer == 0:
+            x, counter = _tail(seed, counter, share > 0)
+            break
+        height = _HEIGHTS[layer] + uniform(seed, counter) * (_HEIGHTS[layer + 1] - _HEIGHTS[layer])
+        counter += 1
+        if height < math.exp(-x * x / 2.0):
+            break
+    return np.float32(x), counter
+
+
+@_jit
+def _tail(seed, counter, positive):
+    start = _EDGES[1]
+    while True:
+        beyond = -math.log(1.0 - uniform(seed, counter)) / start
+        other = -math.log(1.0 - uniform(seed, counter + 1))
+        counter += 2
+        if 2.0 * other > beyond * beyond:
+            break
+    return (start + beyond if positive else -start - beyond), counter
+
+
+@_inline
+def disturb(values, at, n, stddev, seed, counter):
+    """values[at : at + n] += Gaussians; the next counter."""
+    for i in range(at, at + n):
+        one, counter = normal(seed, counter)
+        values[i] += stddev * one
+    return counter
+
+
+@_inline
+def dot(a, a_at, b, b_at, n):
+    """Σ a b over n values."""
+    sums = splat(np.float32(0.0))
+    for j in range(0, n, 16):
+        sums = fma(load(a, a_at + j), load(b, b_at + j), sums)
+    return total(sums)
+
+
+@_jit
+def group_square(model, own, place, at, first, group, batch):
+    """‖∇ loss‖² of one group over everything that trains, the person's vectors among it, without that gradient.
+
+    A layer's gradient over the group's examples is Σₑ aₑ ⊗ zₑ, of square length Σₑ Σₑ′ (aₑ·aₑ′)(zₑ·zₑ′); what does
+    not depend on e comes out of the sums, and a table's row has the sum of the examples that name it.
+
+    Source: Goodfellow 2015, https://arxiv.org/abs/1510.01799, for one example a sample; Li et al. 2022,
+    https://arxiv.org/abs/2110.05679, section 4.1, for several.
+    """
+    dn, dp, h1, h2, hl = model.dn, model.dp, model.h1, model.h2, model.hl
+    last, end = batch.a2 if h2 else batch.a1, first + group
+    square, sum_g = np.float32(0.0), np.float32(0.0)
+    for e in range(first, end):
+        sum_g += batch.g[e]
+    if model.trains_dense:
+        square += sum_g * sum_g  # b
+    for j in range(0, hl, 16):  # w
+        sums = splat(np.float32(0.0))
+        for e in range(first, end):
+            sums = fma(spread(batch.g, e), load(last, e * hl + j), sums)
+        square += total(times(sums, sums))
+    for j in range(0, dp, 16):  # wᴾ and uᴾ
+        sums = splat(np.float32(0.0))
+        for e in range(first, end):
+            sums = fma(spread(batch.g, e), load(batch.vp, e * dp + j), sums)
+        on_weights, on_user = times(sums, load(own.user_product, j)), times(sums, load(own.dense, model.wp + j))
+        square += total(times(on_user, on_user))
+        if model.trains_dense:
+            square += total(times(on_weights, on_weights))
+    for j in range(0, h2, 16):  # b₂
+        sums = splat(np.float32(0.0))
+        for e in range(first, end):
+            sums = add(sums, load(batch.z2, e * h2 + j))
+        square += total(times(sums, sums))
+    for j in range(0, h1, 16):
+        sums = splat(np.float32(0.0))
+        for e in range(first, end):
+            sums = add(sums, load(batch.z1, e * h1 + j))
+        store(batch.d1, j, sums)
+    square += dot(batch.d1, 0, batch.d1, 0, h1) * (1.0 + dot(own.user_network, 0, own.user_network, 0, dn))  # b₁, W₁ᵘ
+    for k in range(0, dn, 16):  # uᴺ
+        sums = splat(np.float32(0.0))
+        for j in range(h1):
+            sums = fma(spread(batch.d1, j), load(batch.turned1, j * dn + k), sums)
+        square += total(times(sums, sums))
+    for e in range(first, end):
+        for f in range(e, end):
+            twice = np.float32(1.0 if e == f else 2.0)
+            if h1:  # W₁ᵛ
+                square += (
+                    twice * dot(batch.z1, e * h1, batch.z1, f * h1, h1) * dot(batch.vn, e * dn, batch.vn, f * dn, dn)
+                )
+            if h2:  # W₂
+                square += (
+                    twice * dot(batch.z2, e * h2, batch.z2, f * h2, h2) * dot(batch.a1, e * h1, batch.a1, f * h1, h1)
+                )
+            if place[at + e] == place[at + f]:  # rows
+                square += twice * dot(batch.gn, e * dn, batch.gn, f * dn, dn)
+                square += twice * dot(batch.gp, e * dp, batch.gp, f * dp, dp)
+                if len(own.bias):
+                    square += twice * batch.g[e] * batch.g[f]
+    return square
+
+
+@_jit
+def clip_groups(model, own, place, at, n, group, bound, batch):
+    """Scales each group's part of every gradient to at most `bound` in all; one that is not finite counts as 0."""
+    dn, dp, h1, h2 = model.dn, model.dp, model.h1, model.h2
+    if h1:
+        turn(dn, h1, own.dense, model.u1, batch.turned1)
+    for first in range(0, n, group):
+        length = math.sqrt(np.float64(group_square(model, own, place, at, first, group, batch)))
+        scale = np.float32(min(1.0, bound / length) if length > 0.0 else 1.0)
+        if not length < np.inf:
+            scale = np.float32(0.0)
+        scales = splat(scale)
+        for e in range(first, first + group):
+            batch.g[e] = batch.g[e] * scale if scale > 0.0 else np.float32(0.0)
+            for values, width in ((batch.z1, h1), (batch.z2, h2), (batch.gn, dn), (batch.gp, dp)):
+                for j in range(e * width, (e + 1) * width, 16):
+                    store(values, j, times(load(values, j), scales))
+
+
+@_jit
+def draw_step(items, first, coins, pool, at_step, rate, group, model, slot, own, weights, place, last, n_rows):
+    """One step's examples by a coin for each interaction, with negatives from the whole catalogue; rows come as met."""
+    n, size = 0, len(items)
+    for i in range(first, size):
+        if uniform(coins, at_step * size + i) < rate:
+            for k in range(group):
+                item = np.int64(items[i])
+                if k:
+                    item = below(pool, (at_step * size + i) * (group - 1) + k - 1, model.n_items)
+                before = n_rows
+                place[n], n_rows = row_of(item, slot, own.rows, n_rows)
+                if n_rows > before:
+                    fetch_row(model, weights, own, before)
+                    last[before] = 0
+                n += 1
+    return n, n_rows
+
+
+@_jit
+def train_private(people, histories, seeds, model, weights, starts, rates, rule, scratch, last, drawn, sums):
+    """DP-SGD of these people (`device_sgd.py`), each on the rows that they read; adds each change to `sums`.
+
+    A row that a step does not read gets no noise yet. When it is read it gets all that it is owed, one Gaussian of the
+    summed variance: the steps' noise is independent and nothing looked at the row in between, so its law is the same.
+    What is owed at the end nobody reads but the sum: `Cohort` adds it there, less the steps that are paid in `drawn`.
+
+    Source for rows: Lim et al. 2024, LazyDP, https://arxiv.org/abs/2404.08847.
+
+    `rule` is (C, σ C, rate, steps, examples of a group, interactions left out at the start, step size). `seeds`
+    uint64[n_users, 3]: of coins, negatives, noise.
+    """
+    (offsets, items), (bound, stddev, rate, steps, group, left_out, lr) = histories, rule
+    slot, _, place, own, batch = scratch
+    for person in people:
+        history = items[offsets[person] : offsets[person + 1]]
+        coins, pool, noise = seeds[person, 0], seeds[person, 1], seeds[person, 2]
+        counter, n_rows = 0, 0
+        for j in range(0, len(own.dense), 16):
+            store(own.dense, j, load(weights.dense, j))
+        for k in range(model.dn):
+            own.user_network[k] = starts[0, k]
+        for k in range(model.dp):
+            own.user_product[k] = starts[0, model.dn + k]
+        move = np.float32(lr * stddev)
+        for at_step in range(steps):
+            n, n_rows = draw_step(
+                history, left_out, coins, pool, at_step, rate, group, model, slot, own, weights, place, last, n_rows
+            )
+            for e in range(n):
+                r = place[e]
+                if last[r] < at_step:
+                    owed = np.float32(move * math.sqrt(np.float64(at_step - last[r])))
+                    counter = disturb(own.network, r * model.dn, model.wide_network, owed, noise, counter)
+                    counter = disturb(own.product, r * model.dp, model.wide_product, owed, noise, counter)
+                    if len(own.bias):
+                        counter = disturb(own.bias, r, 1, owed, noise, counter)
+                    last[r] = at_step
+            if n:
+                gather(model, own, place, 0, n, batch)
+                forward(model, own, place, 0, n, group, batch)
+                backward(model, own, n, batch, True)
+                clip_groups(model, own, place, 0, n, group, bound, batch)
+                user_gradient(model, own, n, batch)
+                dense_gradient(model, own, n, batch)
+                step(model, own, place, 0, n, rates, np.float32(lr), batch)
+            for i in range(len(own.dense)):
+                if rates.dense[i] > 0.0:
+                    one, counter = normal(noise, counter)
+                    own.dense[i] += move * one
+            counter = disturb(own.user_network, 0, model.wide_network, move, noise, counter)
+            counter = disturb(own.user_product, 0, model.wide_product, move, noise, counter)
+        clip_and_add(model, weights, own, n_rows, np.inf, 1.0, 0.0, sums)
+        for r in range(n_rows):
+            drawn[own.rows[r]] += last[r]
+            slot[own.rows[r]] = -1

@@ -8,21 +8,24 @@ Source: Numba, "Low-level extension API", https://numba.readthedocs.io/en/stable
 reference, vector type.
 """
 
+# mypy: allow-untyped-decorators, allow-subclassing-any, allow-untyped-calls
+
 from __future__ import annotations
 
 from typing import Any
 
 import numba
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
+intrinsic: Any = extending.intrinsic  # numba ships no types
 _FLOAT, _INDEX = ir.FloatType(), ir.IntType(32)
 _VECTOR, _WIDE = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(ir.DoubleType(), WIDTH)
 
 
-class _Vector(numba.types.Type):  # type: ignore[misc]  # numba ships no types
+class _Vector(numba.types.Type):
     def __init__(self, name: str, code: Any) -> None:
         super().__init__(name=f"{name}x{WIDTH}")
         self.code = code
@@ -31,8 +34,8 @@ class _Vector(numba.types.Type):  # type: ignore[misc]  # numba ships no types
 vector, wide = _Vector("float32", _VECTOR), _Vector("float64", _WIDE)
 
 
-@register_model(_Vector)  # type: ignore[untyped-decorator]
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+@extending.register_model(_Vector)
+class _Model(extending.models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
         super().__init__(manager, fe_type, fe_type.code)
 
@@ -51,7 +54,7 @@ def _everywhere(build: Any, scalar: Any) -> Any:
     return build.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INDEX, WIDTH), [0] * WIDTH))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typing: Any, array: Any, place: Any) -> Any:
     """array[place : place + 16]."""
     kind = _kind(array)
@@ -65,7 +68,7 @@ def load(typing: Any, array: Any, place: Any) -> Any:
     return kind(array, numba.types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typing: Any, array: Any, place: Any, values: Any) -> Any:
     """array[place : place + 16] = values."""
 
@@ -79,7 +82,7 @@ def store(typing: Any, array: Any, place: Any, values: Any) -> Any:
     return numba.types.void(array, numba.types.intp, kind), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def spread(typing: Any, array: Any, place: Any) -> Any:
     """array[place] in every lane."""
 
@@ -89,7 +92,7 @@ def spread(typing: Any, array: Any, place: Any) -> Any:
     return vector(array, numba.types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def splat(typing: Any, scalar: Any) -> Any:
     """A number in every lane."""
     return (wide if scalar == numba.types.float64 else vector)(
@@ -108,61 +111,58 @@ def _call(name: str, *first: Any, result: Any, flags: tuple[str, ...] = ()) -> A
     return code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a · b + c, rounded once."""
     return a(a, a, a), _call("fma.v16f64" if a is wide else "fma.v16f32", result=a.code)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def total(typing: Any, a: Any) -> Any:
     """The sum of the lanes, in any order."""
-    if a is wide:
-        start = ir.Constant(ir.DoubleType(), -0.0)
-        name, result, number = "vector.reduce.fadd.v16f64", ir.DoubleType(), numba.types.float64
-    else:
-        start = ir.Constant(_FLOAT, -0.0)
-        name, result, number = "vector.reduce.fadd.v16f32", _FLOAT, numba.types.float32
-    return number(a), _call(name, start, result=result, flags=("reassoc",))
+    name, number = ("f64", numba.types.float64) if a is wide else ("f32", numba.types.float32)
+    result = a.code.element
+    start = ir.Constant(result, -0.0)
+    return number(a), _call(f"vector.reduce.fadd.v16{name}", start, result=result, flags=("reassoc",))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def truncate(typing: Any, a: Any) -> Any:
     """Towards zero, to whole numbers."""
     return vector(vector), _call("trunc.v16f32", result=_VECTOR)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def widen(typing: Any, a: Any) -> Any:
     """float32 as float64."""
     return wide(vector), lambda context, build, signature, args: build.fpext(args[0], _WIDE)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def narrow(typing: Any, a: Any) -> Any:
     """float64 rounded to float32."""
     return vector(wide), lambda context, build, signature, args: build.fptrunc(args[0], _VECTOR)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def add(typing: Any, a: Any, b: Any) -> Any:
     """a + b."""
     return a(a, a), lambda context, build, signature, args: build.fadd(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def minus(typing: Any, a: Any, b: Any) -> Any:
     """a − b."""
     return a(a, a), lambda context, build, signature, args: build.fsub(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def times(typing: Any, a: Any, b: Any) -> Any:
     """a · b."""
     return a(a, a), lambda context, build, signature, args: build.fmul(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def where_positive(typing: Any, test: Any, values: Any) -> Any:
     """values where test > 0, else 0; a NaN in test counts as not positive."""
 
