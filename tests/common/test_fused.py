@@ -1,0 +1,258 @@
+"""Compiled training of a cohort: the plain path's result, whoever shares a thread; and its law where noise is added."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from penchant.common import draws
+from penchant.common.arrays import Arrays, Float64
+from penchant.common.catalogue import Catalogue
+from penchant.common.interactions import Interactions
+from penchant.common.learners.neural import fused
+from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
+from penchant.common.learners.neural.fused import kernels
+from penchant.common.learners.neural.fused.cohort import Cohort
+from penchant.common.learners.neural.local import LocalTraining
+from penchant.common.learners.neural.models import ModelConfig
+from penchant.common.privacy.plan import DeviceNoise
+from penchant.common.privacy.sums import Clip
+from penchant.common.streams import Streams
+
+N_ITEMS = 60
+CATALOGUE = Catalogue(ids=tuple(str(i) for i in range(N_ITEMS)))
+EVERY = pytest.mark.parametrize("name", ["mf", "mlp", "neumf"])
+DIMS = pytest.mark.parametrize("dim", [16, 20, 5])  # a whole vector, more than one, less than one
+LOCAL = LocalTraining(epochs=2, batch=7, lr=0.1, negatives=3, fold_in_steps=3, fold_in_lr=0.5)
+DEVICE = DeviceNoise(clip_norm=0.05, noise_multiplier=1e-9, rate=0.4, steps=5, divisor=3.0, min_history=2)
+
+
+def people(n: int = 20, longest: int = 30, seed: int = 0) -> Interactions:
+    """Histories of every length, some empty, one with repeats, one of the whole catalogue."""
+    random = np.random.default_rng(seed)
+    some = [random.choice(N_ITEMS, random.integers(0, longest), replace=False).tolist() for _ in range(n)]
+    return Interactions.of([*some, [], [3, 3, 5, 3], list(range(N_ITEMS)), [7]], N_ITEMS)
+
+
+def pair(name: str, dim: int = 16, threads: int = 2, **fields: Any) -> tuple[FedAvg, FedAvg, dict[str, Any]]:
+    """A learner on the plain path, the same with kernels, and a state with weights so large that all of them matter."""
+    config = FedAvgConfig(model=ModelConfig(name=name, dim=dim), **{"local": LOCAL, **fields})
+    plain, compiled = FedAvg(CATALOGUE, config), FedAvg(CATALOGUE, config, threads=threads)
+    random = np.random.default_rng(5)
+    state = {
+        key: (values + 0.3 * random.standard_normal(values.shape)).astype(np.float32)
+        for key, values in plain.init(Streams(1)).items()
+    }
+    return plain, compiled, state
+
+
+def own(row: int) -> Streams:
+    return Streams(2).scope("person", row)
+
+
+def close(found: Arrays, expected: Arrays, atol: float) -> bool:
+    return found.keys() == expected.keys() and all(
+        np.allclose(found[name], expected[name], rtol=0, atol=atol) for name in expected
+    )
+
+
+@EVERY
+@DIMS
+@pytest.mark.parametrize("bound", [0.05, np.inf])
+def test_a_cohort_s_sum_is_that_of_the_plain_path(name: str, dim: int, bound: float) -> None:
+    plain, compiled, state = pair(name, dim)
+    histories, one, other = people(), Clip(bound), Clip(bound)
+    expected = plain.partial_sum(state, histories, one, own)
+    found = compiled.partial_sum(state, histories, other, own)
+    assert close(found, expected, atol=5e-6)
+    assert all(np.abs(values).max() > 1e-3 for values in expected.values())  # so that 5e-6 says something
+    assert vars(other) == vars(one)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    histories=st.lists(st.lists(st.integers(0, N_ITEMS - 1), max_size=12), max_size=6),
+    training=st.builds(
+        LocalTraining,
+        epochs=st.integers(1, 3),
+        batch=st.integers(1, 9),
+        negatives=st.integers(1, 5),
+        fold_in_steps=st.integers(0, 2),
+        fold_in_lr=st.just(0.5),
+        lr=st.just(0.05),
+    ),
+    name=st.sampled_from(["mf", "mlp", "neumf"]),
+    seed=st.integers(0, 1000),
+)
+def test_any_histories_and_settings_train_as_on_the_plain_path(
+    histories: list[list[int]], training: LocalTraining, name: str, seed: int
+) -> None:
+    plain, compiled, state = pair(name, local=training)
+    data = Interactions.of(histories, N_ITEMS)
+
+    def streams(row: int) -> Streams:
+        return Streams(seed).scope("person", row)
+
+    expected = plain.partial_sum(state, data, Clip(1.0), streams)
+    # A person is cut to length 1. Rounding may put one relu on its other side, for 1 person in 10,000: a small part.
+    assert close(compiled.partial_sum(state, data, Clip(1.0), streams), expected, atol=2e-3)
+
+
+@EVERY
+def test_bits_do_not_depend_on_threads_or_company(name: str) -> None:
+    _, one, state = pair(name, threads=1)
+    _, three, _ = pair(name, threads=3)
+    data = people()
+    whole = one.partial_sum(state, data, Clip(0.1), own)
+    assert close(three.partial_sum(state, data, Clip(0.1), own), whole, atol=0.0)
+    parts = [one.partial_sum(state, data.select([u]), Clip(0.1), lambda _, u=u: own(u)) for u in range(data.n_users)]
+    assert close({key: sum(part[key] for part in parts) for key in whole}, whole, atol=0.0)
+
+
+@EVERY
+def test_what_is_frozen_stays_and_is_in_no_sum(name: str) -> None:
+    held = {"mf": "bias.weight", "mlp": "first", "neumf": "item_product"}[name]
+    plain, compiled, state = pair(name, freeze=(held,))
+    expected = plain.partial_sum(state, people(), Clip(0.05), own)
+    found = compiled.partial_sum(state, people(), Clip(0.05), own)
+    assert not any(key.startswith(held) for key in found)
+    assert close(found, expected, atol=5e-6)
+
+
+def test_one_person_who_cannot_be_bounded_adds_nothing_and_takes_nobody_along() -> None:
+    plain, compiled, state = pair("mlp", local=LocalTraining(lr=0.1, fold_in_steps=0))
+    poisoned = dict(state, **{"item.weight": state["item.weight"].copy()})
+    poisoned["item.weight"][0] = 3e38  # what it meets overflows
+    data = Interactions.of([[0, 1, 2], [4, 5, 6]], N_ITEMS)
+
+    def streams(row: int) -> Streams:  # under these the other does not draw item 0
+        return own(row + 50)
+
+    clip, alone, reference = Clip(0.1), Clip(0.1), Clip(0.1)
+    found = compiled.partial_sum(poisoned, data, clip, streams)
+    kept = compiled.partial_sum(poisoned, data.select([1]), alone, lambda _: streams(1))
+    assert (clip.n, clip.refused, alone.refused) == (2, 1, 0)
+    assert close(found, kept, atol=0.0)
+    assert np.abs(found["item.weight"]).max() > 0
+    assert close(plain.partial_sum(poisoned, data, reference, streams), found, atol=5e-6)
+    assert vars(reference) == vars(clip)
+
+
+@EVERY
+def test_kernels_draw_the_examples_of_the_plain_path(name: str) -> None:
+    counters = np.arange(50)
+    assert [kernels.word(9, c) for c in counters] == draws.words(9, counters).tolist()
+    assert [kernels.below(9, c, 17) for c in counters] == draws.below(9, counters, 17).tolist()
+
+
+def test_without_numba_or_a_kernel_people_train_on_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, compiled, state = pair("mf")
+    assert isinstance(compiled._cohort, Cohort)
+    expected = compiled.partial_sum(state, people(), Clip(0.05), own)
+    assert pair("mlp", local=LocalTraining(proximal=0.1))[1]._cohort is None
+    assert pair("mf", adapter=2)[1]._cohort is None
+    assert pair("gru")[1]._cohort is None
+    monkeypatch.delitem(sys.modules, fused.cohort.__name__)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, kernels.__name__)
+    monkeypatch.delattr(fused, "kernels")
+    _, without, _ = pair("mf")
+    assert without._cohort is None
+    assert close(without.partial_sum(state, people(), Clip(0.05), own), expected, atol=5e-6)
+
+
+class Replayed:
+    """Gives `DeviceSgd` the coins and negatives that the kernel draws."""
+
+    def __init__(self, streams: Streams, rate: float) -> None:
+        self.coins, self.pool, self.rate, self.step = streams.word("coins"), streams.word("pool"), rate, -1
+
+    def spawn(self, n: int) -> list[np.random.Generator]:
+        return [np.random.default_rng(0)]
+
+    def random(self, n: int) -> Float64:
+        self.step += 1
+        # the kernel counts the interactions that are left out too
+        self.size = n + DEVICE.min_history - 1 if n else 0
+        self.at = self.step * self.size + np.arange(self.size - n, self.size)
+        self.drawn = draws.uniform(self.coins, self.at)
+        return self.drawn
+
+    def integers(self, low: int, high: int, shape: tuple[int, int]) -> Any:
+        chosen = self.at[self.drawn < self.rate]
+        return draws.below(self.pool, chosen[:, None] * shape[1] + np.arange(shape[1]), high)
+
+
+@EVERY
+@DIMS
+@pytest.mark.parametrize("bound", [0.05, 100.0])
+def test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise(name: str, dim: int, bound: float) -> None:
+    device = DeviceNoise(**{**vars(DEVICE), "clip_norm": bound, "noise_multiplier": 1e-9 / bound})
+    _, compiled, state = pair(name, dim, device=device)
+    data, sgd, weights = people(), compiled._device_sgd, compiled._weights(state)
+    assert sgd is not None
+    random: Any = [Replayed(own(u), device.rate) for u in range(data.n_users)]
+    changes = [sgd.train(weights, history, random[u]) for u, history in enumerate(data)]
+    expected = {key: np.sum([change[key] for change in changes], axis=0) for key in changes[0]}
+    found = compiled.partial_sum(state, data, Clip(np.inf), own)
+    assert close(found, expected, atol=1e-5)
+    assert all(np.abs(values).max() > 3e-4 for values in expected.values())
+
+
+@cache
+def noise_of(name: str, *, plain: bool) -> tuple[dict[str, Float64], float]:
+    """Sums of three people by DP-SGD, as often as it takes to see their law; and one step's stddev."""
+    device = DeviceNoise(clip_norm=1.0, noise_multiplier=0.5, rate=0.5, steps=4, divisor=2.0)
+    learner, compiled, state = pair(name, 4, device=device, local=LocalTraining(lr=0.2), threads=1)
+    data = Interactions.of([[1, 2, 3, 4], [], [5, 1]], N_ITEMS)
+    found = []
+    for seed in range(150 if plain else 1500):
+        streams = Streams(seed)
+        one = learner if plain else compiled
+        found.append(one.partial_sum(state, data, Clip(np.inf), lambda u, s=streams: s.scope("local", u)))
+    return {key: np.array([sums[key] for sums in found]) for key in found[0]}, 0.2 * 0.5 / 2.0
+
+
+@EVERY
+class TestNoise:
+    def test_every_row_has_all_of_it_read_or_not(self, name: str) -> None:
+        sums, stddev = noise_of(name, plain=False)
+        tables = [key for key in sums if key.startswith(("item", "bias"))]
+        for key in tables:
+            variance = sums[key].var(axis=0)[40:]  # 20 rows that only draws read
+            expected = 3 * 4 * stddev**2
+            # Gradients of draws add a little. The noise alone is χ²: a mean over 20 rows is off by 10 % for 1 in 10⁶.
+            assert 0.9 * expected < variance.mean() < 1.5 * expected
+        never = sums[tables[0]].reshape(len(sums[tables[0]]), N_ITEMS, -1)[:, 50, 0]
+        assert stats.kurtosis(never) < 0.6
+
+    def test_sums_have_the_law_of_the_plain_path(self, name: str) -> None:
+        # Kolmogorov and Smirnov on 12 projections of each array: a false alarm for 1 test in 10⁵ (Bonferroni).
+        compiled, plain = noise_of(name, plain=False)[0], noise_of(name, plain=True)[0]
+        random = np.random.default_rng(0)
+        for key in plain:
+            for _ in range(12):
+                along = random.standard_normal(plain[key].shape[1:])
+                a, b = ((one[key] * along).reshape(len(one[key]), -1).sum(1) for one in (compiled, plain))
+                assert stats.ks_2samp(a, b).pvalue > 1e-5 / (12 * len(plain))
+
+    def test_a_sum_that_something_else_looks_at_is_made_person_by_person(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise AssertionError("noise for a sum must not be in a change that is clipped")
+
+        monkeypatch.setattr(Cohort, "private_sum", refuse)
+        for clip in (Clip(5.0), Clip(np.inf, row_norm=1.0)):
+            _, compiled, state = pair(name, device=DEVICE)
+            compiled.partial_sum(state, people(3, 4), clip, own)
+        held = {"mf": "bias", "mlp": "first", "neumf": "second"}[name]
+        _, compiled, state = pair(name, device=DEVICE, freeze=(held,))
+        compiled.partial_sum(state, people(3, 4), Clip(np.inf), own)
