@@ -53,6 +53,7 @@ AT_ONCE = 2
     ALS,
     DEVICE_SGD,
     LOCAL,
+    FUSED,
     LEARNERS,
     WIRE,
     MECHANISM,
@@ -60,14 +61,14 @@ AT_ONCE = 2
     f"tests/common/test_{name}.py"
     for name in (
         *("sums", "noise", "plan", "sampling", "accounting", "gaussian", "ledger", "cooccurrence", "als", "device_sgd"),
-        *("local_training", "learners", "wire", "mechanism"),
+        *("local_training", "fused", "learners", "wire", "mechanism"),
     )
 )
 ROUNDS, NODE = "tests/server/test_rounds.py", "tests/client/test_node.py"
 SETTINGS = "tests/simulations/test_settings.py"
 PRIVACY_TESTS = (
-    *(SUMS, NOISE, PLAN, SAMPLING, ACCOUNTING, GAUSSIAN, LEDGER, COOCCURRENCE, ALS, DEVICE_SGD, LOCAL, LEARNERS),
-    *(WIRE, MECHANISM, ROUNDS, NODE, SETTINGS),
+    *(SUMS, NOISE, PLAN, SAMPLING, ACCOUNTING, GAUSSIAN, LEDGER, COOCCURRENCE, ALS, DEVICE_SGD, LOCAL, FUSED),
+    *(LEARNERS, WIRE, MECHANISM, ROUNDS, NODE, SETTINGS),
 )
 
 
@@ -118,6 +119,7 @@ _LEARNERS = "common/penchant/common/learners"
 _DEVICE_SGD = f"{_LEARNERS}/neural/device_sgd.py"
 _FEDAVG = f"{_LEARNERS}/neural/fedavg.py"
 _LOCAL = f"{_LEARNERS}/neural/local.py"
+_KERNELS, _COHORT = f"{_LEARNERS}/neural/fused/kernels.py", f"{_LEARNERS}/neural/fused/cohort.py"
 _ROUNDS = "server/penchant/server/rounds.py"
 _SETTINGS = "simulations/penchant/simulations/plans.py"
 _NODE = "client/penchant/client/node.py"
@@ -294,6 +296,70 @@ MUTANTS = (
         "            seen += 1\n"
         "        return dict(clip(total))\n",
         LEARNERS,
+    ),
+    Mutant(
+        "clip-left-out-compiled",
+        "the compiled path adds what people send as it is",
+        _KERNELS,
+        "    scale = 1.0 if within else bound * safety / length\n",
+        "    scale = 1.0\n",
+        f"{FUSED}::test_a_cohort_s_sum_is_that_of_the_plain_path",
+    ),
+    Mutant(
+        "clip-left-out-compiled-part",
+        "the compiled path leaves biases out of the norm",
+        _KERNELS,
+        "            square += np.float64(own.bias[r]) * np.float64(own.bias[r])\n",
+        "            square += 0.0\n",
+        f"{FUSED}::test_a_cohort_s_sum_is_that_of_the_plain_path",
+    ),
+    Mutant(
+        "clip-left-out-compiled-group",
+        "compiled DP-SGD does not clip a group's gradient",
+        _KERNELS,
+        "        scale = np.float32(min(1.0, bound / length) if length > 0.0 else 1.0)\n",
+        "        scale = np.float32(1.0)\n",
+        f"{FUSED}::test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise",
+    ),
+    Mutant(
+        "clip-left-out-compiled-user",
+        "compiled DP-SGD leaves the person's vector out of a group's norm",
+        _KERNELS,
+        "(1.0 + dot(own.user_network, 0, own.user_network, 0, dn))  # b₁, W₁ᵘ\n",
+        "(1.0)  # b₁, W₁ᵘ\n",
+        f"{FUSED}::test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise",
+    ),
+    Mutant(
+        "noise-left-out-compiled",
+        "compiled DP-SGD adds no noise to what is not a table",
+        _KERNELS,
+        "                    own.dense[i] += move * one\n",
+        "                    own.dense[i] += 0.0 * one\n",
+        f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",
+    ),
+    Mutant(
+        "noise-too-small-compiled-read",
+        "a row that is read gets one step's noise, whatever it is owed",
+        _KERNELS,
+        "move * math.sqrt(np.float64(at_step - last[r]))",
+        "move * 1.0",
+        f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",
+    ),
+    Mutant(
+        "noise-too-small-compiled-sum",
+        "what is owed at the end lacks the last step's noise",
+        _COHORT,
+        "np.sqrt(people * rule.steps - drawn)",
+        "np.sqrt(np.maximum(people * (rule.steps - 1) - drawn, 0))",
+        f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",
+    ),
+    Mutant(
+        "noise-of-a-sum-in-a-change",
+        "noise that is exact for a sum alone stays where a change is clipped",
+        _FEDAVG,
+        "            if clip.bound == math.inf and not self.frozen:  # else a change is looked at alone\n",
+        "            if not self.frozen:\n",
+        f"{FUSED}::TestNoise::test_a_sum_that_something_else_looks_at_is_made_person_by_person",
     ),
     Mutant(
         "clip-after-averaging-cooccurrence",
