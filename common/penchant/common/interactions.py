@@ -179,6 +179,12 @@ class Interactions:
         )
 
     @classmethod
+    def one(cls, history: History, n_items: int) -> Interactions:
+        """A population of one person; views."""
+        offsets = np.array([0, len(history)], np.int64)
+        return cls(offsets, history.items, history.times, history.strengths, n_items)
+
+    @classmethod
     def of(cls, histories: Sequence[Sequence[int]], n_items: int) -> Interactions:
         """A population written out by hand, for tests and examples.
 
