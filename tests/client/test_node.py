@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,15 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penchant.client import node as client_node
 from penchant.client.node import Node
-from penchant.common import config
+from penchant.common import columns, config
 from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.columns import ColumnWriter
 from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers, registry
 from penchant.common.learners.contract import Learner, State
-from penchant.common.privacy import accounting, gaussian
+from penchant.common.privacy import accounting, gaussian, sums
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import DeviceNoise, PrivacyPlan, QuantileClip, SumSpec, task_digest
@@ -140,6 +143,64 @@ def test_any_way_to_deal_people_to_nodes_gives_the_sum_of_single_users(
     for name, values in single.items():
         assert dealt[name].dtype == np.float64  # what a node adds up and sends
         np.testing.assert_allclose(dealt[name], values, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("learner", "options", "state"),
+    [
+        ("noisy", {}, STATE),
+        ("cooccurrence", {"head": 6, "window": 2}, COUNTS),
+        ("cooccurrence", {"head": 6, "window": 2}, HEAD),
+    ],
+    ids=["noisy", "counts", "matrix"],
+)
+@given(users=st.sets(st.integers(0, 5)), block=st.integers(1, 20))
+def test_the_blocks_a_node_cuts_its_people_into_change_no_bit(
+    learner: str, options: dict[str, Any], state: State, users: set[int], block: int
+) -> None:
+    quantile = QuantileClip(quantile=0.5, noise_multiplier=1.0)
+    spec = SumSpec(name="noisy", rounds=5, clip_norm=1.5, noise_multiplier=1.0, quantile=quantile)
+    plan = replace(PLAN, unit="user", sums=(spec,), cohort=2)
+    asked, state = order(*sorted(users), plan=plan, learner=learner, **options), {**state, spec.clip_key: np.array(1.5)}
+    whole = node(plan=plan).answer(asked, state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_node, "BLOCK", block)
+        cut = node(plan=plan).answer(asked, state)
+    assert cut.keys() == whole.keys()
+    for name, values in whole.items():
+        assert cut[name].dtype == np.float64
+        assert cut[name].tobytes() == values.tobytes()
+
+
+def test_float32_sums_or_values_off_the_grid_would_show_where_blocks_are_cut() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 200)) / 3
+    for a, b, c, exact in ((*values, False), (*values.astype(np.float32), False), (*sums.on_grid(values, 1.0), True)):
+        assert np.array_equal((a + b) + c, a + (b + c)) == exact
+
+
+def test_a_nodes_memory_is_that_of_a_block_and_not_of_the_people_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, block = 40_000, Interactions.of([[u % N_ITEMS] * 10 for u in range(1000)], N_ITEMS)
+    with ColumnWriter(tmp_path, n_items=N_ITEMS) as writer:  # 6 MB of columns
+        for _ in range(n // block.n_users):
+            writer.add(block)
+    plan = replace(PLAN, n_users=n, cohort=n)
+    asked = order(*range(0, n, 2), plan=plan, learner="cooccurrence")  # every other one, so nothing is a view
+
+    def peak_bytes(block: int) -> int:
+        monkeypatch.setattr(client_node, "BLOCK", block)
+        here = node(columns.load(tmp_path), plan=plan)
+        tracemalloc.start()
+        assert here.answer(asked, COUNTS)["counts"].sum() == pytest.approx(n / 2)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    a_number_each = 8 * n // 2
+    small, large = peak_bytes(10_000), peak_bytes(100 * n)
+    assert small < 12 * a_number_each
+    assert large > 2 * small
 
 
 def test_a_node_that_counts_somebody_twice_or_draws_from_another_stream_fails_that_comparison() -> None:

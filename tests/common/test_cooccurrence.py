@@ -15,15 +15,16 @@ from penchant.common.arrays import Float32, Float64, Int32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
+from penchant.common.learners import cooccurrence
 from penchant.common.learners.contract import State
 from penchant.common.learners.cooccurrence import (
     Cooccurrence,
     CooccurrenceConfig,
     TransitionConfig,
     automatic,
-    pair_entries,
+    pair_keys,
     split,
-    transition_entries,
+    transition_keys,
 )
 from penchant.common.privacy.sums import Clip
 from penchant.common.streams import Streams
@@ -125,6 +126,35 @@ class TestContribution:
         items = set(histories[gone]) if phase == "counts" else set(histories[gone]) & set(HEAD.tolist())
         assert moved == pytest.approx(float(len(items) > (phase == "transitions")), abs=1e-5)  # and no less
 
+    @pytest.mark.parametrize("phase", ["counts", "matrix", "transitions"])
+    @pytest.mark.parametrize("bound", [1.0, 0.3])
+    @given(histories=st.lists(HISTORIES, max_size=6), cells=st.integers(1, 60), block=st.integers(1, 20))
+    def test_a_sum_is_that_of_clipped_contributions_to_the_last_bit_however_people_are_tabled(
+        self, phase: str, bound: float, histories: list[list[int]], cells: int, block: int
+    ) -> None:
+        made = learner(window=3, transitions=TransitionConfig(window=2, fade=0.6))
+        state = made.init(Streams(0)) if phase == "counts" else with_head()
+        if phase == "transitions":
+            state = {**state, "vectors": np.zeros((N_ITEMS, 1), np.float32)}
+        clip, alone = Clip(bound), Clip(bound)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cooccurrence, "CELLS", cells)
+            patch.setattr(cooccurrence, "BLOCK", block)
+            found = made.partial_sum(state, Interactions.of(histories, N_ITEMS), clip, Streams)
+        assert found.keys() == {phase}
+        expected = np.zeros(made.shapes(state)[phase])
+        for history in histories:
+            expected += alone(made.contribution(state, History.of(history), Streams(0)))[phase]
+        np.testing.assert_array_equal(found[phase], expected)
+        assert (clip.n, clip.within, clip.refused) == (alone.n, alone.within, alone.refused)
+
+    def test_a_head_whose_pairs_need_wider_numbers_has_them_where_the_definition_says(self) -> None:
+        own, head = np.array([[0, 69_999, 2, 69_999]], np.int32), 70_000
+        pairs = sorted((min(a, b), max(a, b)) for a, b in [(0, 0), (2, 2), (0, 69_999), (2, 69_999), (69_999, 69_999)])
+        expected = [a * head - a * (a - 1) // 2 + b - a for a, b in pairs]
+        assert np.unique(pair_keys(own, window=1, head=head)).tolist() == expected
+        assert transition_keys(own, window=1, head=head).tolist() == [[69_999, 69_999 * head + 2, 2 * head + 69_999]]
+
     def test_plain_counts_would_move_it_by_more(self) -> None:
         made, history = learner(), [1, 2, 4, 5]
         plain = np.bincount(history, minlength=N_ITEMS)
@@ -133,11 +163,11 @@ class TestContribution:
 
     def test_positions_cover_the_upper_triangle_once(self) -> None:
         size = 7
-        everything = pair_entries(np.arange(size), window=size, head=size)
-        np.testing.assert_array_equal(everything, np.arange(size * (size + 1) // 2))
+        (everything,) = pair_keys(np.arange(size, dtype=np.int32)[None], window=size, head=size)
+        np.testing.assert_array_equal(np.sort(everything), np.arange(size * (size + 1) // 2))
         i, j = np.triu_indices(size)
         for at, (a, b) in enumerate(zip(i, j, strict=True)):
-            assert at in pair_entries(np.array([b, a]), window=1, head=size)
+            assert at == pair_keys(np.array([[b, a]], np.int32), window=1, head=size)[0, 2]
 
 
 class TestSplit:
@@ -198,6 +228,8 @@ class TestTransitions:
     def test_entries_and_values_are_what_the_definition_says(
         self, history: list[int], window: int, fade: float
     ) -> None:
+        made = learner(transitions=TransitionConfig(window=window, fade=fade))
+        found = contribution(made, {**with_head(), "vectors": np.zeros((N_ITEMS, 1), np.float32)}, history)
         ordered = [HEAD.tolist().index(item) for item, _ in groupby(item for item in history if item in HEAD)]
         best: dict[tuple[int, int], float] = {}
         for here, a in enumerate(ordered):
@@ -206,9 +238,8 @@ class TestTransitions:
                     best[a, b] = max(best.get((a, b), 0.0), fade**gap)
         length = math.sqrt(sum(v * v for v in best.values()))
         expected = {a * len(HEAD) + b: v / length for (a, b), v in best.items()}
-        at, values = transition_entries(np.array(ordered, np.int64), window, fade, len(HEAD))
-        assert at.tolist() == sorted(expected)
-        np.testing.assert_allclose(values, [expected[i] for i in sorted(expected)], rtol=1e-6)
+        assert np.flatnonzero(found).tolist() == sorted(expected)
+        np.testing.assert_allclose(found[sorted(expected)], [expected[i] for i in sorted(expected)], rtol=1e-6)
 
     def test_what_comes_next_is_recommended_and_what_came_before_is_not(self) -> None:
         random = np.random.default_rng(0)

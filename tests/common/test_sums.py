@@ -127,6 +127,37 @@ def test_without_a_bound_what_float32_cannot_hold_is_refused_and_not_made_infini
         clip({"a": np.array([1e39])}, math.inf)
 
 
+ANY_FLOAT32 = st.floats(width=32)
+
+
+@given(people=st.integers(0, 4), levels=st.integers(1, 3), bound=bounds | st.just(math.inf), data=st.data())
+def test_people_clipped_at_once_get_what_each_gets_alone(
+    people: int, levels: int, bound: float, data: st.DataObject
+) -> None:
+    row = data.draw(st.none() | st.floats(1e-3, 10))
+    numbers = data.draw(st.sampled_from([ANY_FLOAT32, st.floats(-2, 2, width=32)]))
+    values = data.draw(hnp.arrays(np.float32, (people, levels), elements=numbers))
+    times = data.draw(hnp.arrays(np.int64, (people, levels), elements=st.integers(0, 40)))
+    alone, together = Clip(bound, row), Clip(bound, row)
+    found = together.repeated(values, times)
+    assert found.dtype == np.float32
+    for one, count, got in zip(values, times, found, strict=True):
+        sent = np.repeat(got, count)
+        np.testing.assert_allclose(sent, alone({"a": np.repeat(one, count)})["a"], rtol=2.0**-21, atol=grid(bound))
+        assert length({"a": sent}) <= bound
+        assert np.array_equal(on_grid(got, bound), got)
+    assert (together.n, together.within, together.refused) == (alone.n, alone.within, alone.refused)
+
+
+def test_people_who_each_send_one_value_get_the_same_bits_at_once_and_alone() -> None:
+    times = np.arange(1, 3000)[:, None]
+    values = (1 / np.sqrt(times)).astype(np.float32)
+    for bound in (1.0, 0.3, math.inf):
+        found = Clip(bound).repeated(values, times)
+        alone = [Clip(bound)({"a": np.full(n, v)})["a"][0] for (n,), (v,) in zip(times, values, strict=True)]
+        assert found[:, 0].tolist() == alone
+
+
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
 def test_a_senseless_bound_is_refused(bound: float) -> None:
     with pytest.raises(InvalidConfig, match="bound"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from penchant.server._flower import AfterRound, server_app
 from penchant.server.rounds import RoundRecord, Rounds
 from penchant.simulations import engine
 from penchant.simulations._flower import LocalGrid, run_local
-from penchant.simulations.engine import Population, shard_sizes
+from penchant.simulations.engine import Population, save_population, shard_sizes
 from penchant.simulations.plans import Federated
 
 N_USERS, N_ITEMS = 12, 9
@@ -390,26 +391,65 @@ def test_no_bytes_in_place_of_an_array_bring_the_server_down(data: bytes) -> Non
 
 
 @pytest.mark.ray
-def test_flowers_engine_on_ray_gives_the_same_states_and_keeps_the_caps(require: Callable[[str], None]) -> None:
+def test_flowers_engine_on_ray_gives_the_same_states_and_keeps_the_caps(
+    require: Callable[[str], None], tmp_path: Path
+) -> None:
     require("ray")
+    memory = Population(histories=PEOPLE, catalogue=CATALOGUE)
+    mapped = save_population(memory, tmp_path)
 
-    def run(where: str, nodes: int, n_rounds: int) -> tuple[list[Mapping[str, Any]], list[int]]:
+    def run(where: str, nodes: int, people: Population, row: Federated) -> tuple[list[Mapping[str, Any]], list[int]]:
         states: list[Mapping[str, Any]] = []
 
         def after(record: RoundRecord, run: Rounds) -> None:
             states.append(run.state)
             forgetful(record, run)
 
-        sums = (EXACT.sums[0], replace(EXACT.sums[1], rounds=n_rounds - 1))
-        row = Federated(learner="cooccurrence", settings=SETTINGS, plan=replace(EXACT, cohort=12, sums=sums))
-        people = Population(histories=PEOPLE, catalogue=CATALOGUE)
         made = engine.run(row, people, name="ray", seed=3, nodes=nodes, engine=where, where="cpu", after_round=after)
         return states, [record.answered for record in made.progress.records]
 
-    expected, _ = run("local", 1, 2)
+    def counted(n_rounds: int) -> Federated:
+        sums = (EXACT.sums[0], replace(EXACT.sums[1], rounds=n_rounds - 1))
+        return Federated(learner="cooccurrence", settings=SETTINGS, plan=replace(EXACT, cohort=12, sums=sums))
+
+    expected, _ = run("local", 1, memory, counted(2))
     assert not same(expected[1], expected[0])
-    for nodes, n_rounds in ((1, 2), (2, 2), (3, 3)):
-        states, answered = run("flower", nodes, n_rounds)
-        for state, other in zip(states, expected, strict=False):
-            assert_same(state, other)
-        assert answered == [nodes, nodes, 0][:n_rounds]
+    states, answered = run("flower", 3, mapped, counted(3))  # workers share the pages of one folder
+    assert answered == [3, 3, 0]
+    for state, other in zip(states, expected, strict=False):
+        assert state.keys() == other.keys()
+        assert all(np.array_equal(state[name], other[name]) for name in state)  # exact sums, so to the last bit
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["catalogue.json", "histories"]  # no run leaves a file
+
+    mf = {"model": {"name": "mf", "dim": 4}, "local": {"epochs": 2}}
+    plan = replace(EXACT, cohort=12, sums=(SumSpec(name="update", rounds=2, clip_norm=0.5),))
+    updates = Federated(learner="fedavg", settings=mf, plan=plan)
+    expected, _ = run("local", 1, memory, updates)
+    states, answered = run("flower", 2, memory, updates)  # from a folder that the run makes and takes away
+    assert answered == [2, 2]
+    assert not same(expected[1], expected[0])
+    for state, other in zip(states, expected, strict=True):
+        assert_same(state, other)
+
+
+def test_people_mapped_from_a_folder_are_hosted_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted: list[Interactions] = []
+
+    class Watched(Node):
+        def __init__(self, histories: Interactions, *args: Any, **named: Any) -> None:
+            hosted.append(histories)
+            super().__init__(histories, *args, **named)
+
+    monkeypatch.setattr(engine, "Node", Watched)
+    memory = Population(histories=PEOPLE, catalogue=CATALOGUE)
+    mapped = save_population(memory, tmp_path)
+    row = Federated(learner="cooccurrence", settings=SETTINGS, plan=NOISY)
+    runs = [
+        engine.run(row, people, name="a", seed=3, nodes=3, engine="local", where="cpu", after_round=lambda *_: None)
+        for people in (memory, mapped)
+    ]
+    assert all(np.array_equal(runs[0].state[name], runs[1].state[name]) for name in runs[0].state)
+    assert len(hosted) == 6
+    for people, whole in zip(hosted, [PEOPLE] * 3 + [mapped.histories] * 3, strict=True):
+        assert np.shares_memory(people.items, whole.items)
+        assert np.shares_memory(people.strengths, whole.strengths)

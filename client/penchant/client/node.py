@@ -6,6 +6,10 @@ refuses past that plan's cap: as every participation costs the same, that is the
 count in a ledger on disk, written before anything is computed; a simulation's worker keeps it in an array. The count is
 also in the name of a person's random stream: an order sent again, whatever round, try or state it claims, never meets
 the same noise twice.
+
+The drawn people are taken block by block, so that a node's memory depends on the block and the catalogue, and not on
+how many it hosts or were drawn. Clipped values are on a grid that float64 adds without rounding (`sums.py`): where the
+blocks are cut changes no bit of the sum.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from penchant.common.arrays import Arrays, Int64
+from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.errors import BudgetExhausted, InvalidConfig, PrivacyRefused
-from penchant.common.interactions import Interactions
+from penchant.common.interactions import Interactions, runs
 from penchant.common.learners.contract import Learner, State
 from penchant.common.privacy import accounting, noise
 from penchant.common.privacy.accounting import Bound
@@ -30,13 +34,15 @@ from penchant.common.wire import Order
 
 Learners = Callable[[str, Mapping[str, Any]], Learner]
 """Name and settings to learner; the caller closes over the catalogue."""
+BLOCK = 1 << 20
+"""Interactions that are at hand at once; one person with more is a block alone."""
 
 
 class Node:
     """Answers orders for the people it hosts.
 
     Args:
-        histories: of its own users.
+        histories: of its own users, in memory or mapped from a folder (`columns.load`).
         learners: builds the learner that an order names.
         plan: the one its people enrolled under; an order with another is refused.
         streams: where local randomness comes from: `Streams.from_os()`, and seeded only in research.
@@ -67,7 +73,8 @@ class Node:
             raise InvalidConfig(f"the ledger's delta {ledger.delta:g} is above the plan's {plan.delta:g}")
         if plan.device is not None:
             noise.self_test()
-        self._histories, self._learners, self._streams = histories, learners, streams
+        self._histories = replace(histories, users=())  # nothing here needs their names, however many they are
+        self._learners, self._streams = learners, streams
         self._first_user, self._plan, self._digest = first_user, plan, plan.digest
         self._ledger = ledger
         if ledger is not None:
@@ -82,6 +89,9 @@ class Node:
 
         A person past the plan's cap, or for whom the ledger has no room, adds nothing; the others' sum does not depend
         on that.
+
+        Guarantees:
+            Under a finite clip, where the blocks are cut changes no bit of the sum of the same contributions.
 
         Raises:
             BudgetExhausted: the device's ledger has no room for any of them.
@@ -104,15 +114,21 @@ class Node:
             raise PrivacyRefused("the order names a user twice or one that is not hosted here")
         users = self._charged(order, users)
 
+        total: dict[str, Float64] = {}
+        for run in runs(self._histories.lengths[users], BLOCK):
+            for name, values in self._sum(learner, order, state, users[run], clip).items():
+                total[name] = total[name] + values if name in total else values
+        if spec.quantile is not None:
+            total[WITHIN] = np.array(clip.within - clip.n / 2)
+        return total
+
+    def _sum(self, learner: Learner, order: Order, state: State, users: Int64, clip: Clip) -> Arrays:
         def person(row: int) -> Streams:
             user = int(users[row])
             taken = int(self.participations[user])
             return self._streams.scope("local", order.round, order.attempt, self._first_user + user, taken)
 
-        total = dict(learner.partial_sum(state, self._histories.select(users), clip, person))
-        if spec.quantile is not None:
-            total[WITHIN] = np.array(clip.within - clip.n / 2)
-        return total
+        return learner.partial_sum(state, self._histories.select(users), clip, person)
 
     def _charged(self, order: Order, users: Int64) -> Int64:
         """Those of the drawn who have room, each written down as having taken part.

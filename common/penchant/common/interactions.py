@@ -2,6 +2,9 @@
 
 An app speaks in `Interaction`. Everything below the first call is columnar: items are positions in a `Catalogue`, and
 a population is one set of columns with an offset per person (the CSR layout), in each person's own order of time.
+
+A population larger than memory lies in a folder (`columns.py`) and is read from there page by page; nothing here copies
+a column for a whole population unless its docstring says so.
 """
 
 from __future__ import annotations
@@ -61,9 +64,9 @@ class History:
         >>> History.of([3, 9, 1]).known(4).items.tolist()
         [3, 1]
         """
-        inside = (self.items >= 0) & (self.items < n_items)
-        if inside.all():
+        if _within(self.items, n_items):
             return self
+        inside = (self.items >= 0) & (self.items < n_items)
         return History(self.items[inside], self.times[inside], self.strengths[inside])
 
     @classmethod
@@ -141,13 +144,18 @@ class Interactions:
 
     def known(self, n_items: int) -> Interactions:
         """Only what is in a catalogue of so many items: itself where that is all."""
-        inside = (self.items >= 0) & (self.items < n_items)
-        return self if inside.all() else self.keep(inside)
+        if _within(self.items, n_items):
+            return self
+        return self.keep((self.items >= 0) & (self.items < n_items))
 
     def select(self, users: Int32 | Int64 | Sequence[int]) -> Interactions:
-        """The histories of these people, in the order given."""
+        """The histories of these people, in the order given: views where they stand one after another here."""
         users = np.asarray(users, np.int64)
-        lengths = self.lengths[users]
+        if len(users) and users[0] >= 0 and (np.diff(users) == 1).all():
+            first, end = int(users[0]), int(users[-1]) + 1
+            rows = slice(int(self.offsets[first]), int(self.offsets[end]))
+            return self._take(self.offsets[first : end + 1] - self.offsets[first], rows, tuple(self.users[first:end]))
+        lengths = self.offsets[users + 1] - self.offsets[users]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         starts = np.repeat(self.offsets[users] - offsets[:-1], lengths)
         names = tuple(self.users[u] for u in users) if self.users else ()
@@ -157,7 +165,7 @@ class Interactions:
         """int64[n_items], how many interactions each item has."""
         return np.bincount(self.items, minlength=self.n_items).astype(np.int64)
 
-    def _take(self, offsets: Int64, at: Int64, users: tuple[str, ...]) -> Interactions:
+    def _take(self, offsets: Int64, at: Int64 | slice, users: tuple[str, ...]) -> Interactions:
         return Interactions(
             offsets=offsets,
             items=self.items[at],
@@ -169,6 +177,12 @@ class Interactions:
             event_names=self.event_names,
             context={name: column[at] for name, column in self.context.items()},
         )
+
+    @classmethod
+    def one(cls, history: History, n_items: int) -> Interactions:
+        """A population of one person; views."""
+        offsets = np.array([0, len(history)], np.int64)
+        return cls(offsets, history.items, history.times, history.strengths, n_items)
 
     @classmethod
     def of(cls, histories: Sequence[Sequence[int]], n_items: int) -> Interactions:
@@ -186,3 +200,28 @@ class Interactions:
             strengths=np.ones(n, np.float32),
             n_items=n_items,
         )
+
+
+def runs(lengths: Int64, size: int) -> Iterator[slice]:
+    """Cuts people into runs, one after another, of at most `size` rows each; one with more stands alone.
+
+    A person counts for one row more than their history has, so that a run's people are bounded too.
+
+    Args:
+        lengths: int64[n], interactions of each person. Nobody at all is one empty run.
+
+    >>> [(run.start, run.stop) for run in runs(np.array([2, 2, 9, 0, 1]), size=6)]
+    [(0, 2), (2, 3), (3, 5)]
+    """
+    ends, first = np.cumsum(lengths + 1), 0
+    while True:
+        before = int(ends[first - 1]) if first else 0
+        end = max(int(np.searchsorted(ends, before + size, side="right")), min(first + 1, len(ends)))
+        yield slice(first, end)
+        if end == len(ends):
+            return
+        first = end
+
+
+def _within(items: Int32, n_items: int) -> bool:
+    return not len(items) or bool(items.min() >= 0 and items.max() < n_items)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from penchant.client._flower import client_app
 from penchant.client.node import Node
+from penchant.common import columns
 from penchant.common.arrays import Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.interactions import Interactions
@@ -34,10 +35,16 @@ from penchant.simulations.plans import Federated
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Who takes part: their training histories, and what there is to recommend."""
+    """Who takes part: their training histories, and what there is to recommend.
+
+    Attributes:
+        folder: where `save_population` wrote both, if it did. Worker processes map it from there, so that on a cluster
+            it must be one that every machine sees under this path.
+    """
 
     histories: Interactions
     catalogue: Catalogue
+    folder: Path | None = None
 
 
 def run(
@@ -83,11 +90,12 @@ def run(
         hosts = {shard: _node(population, plan, roster, shard, clients, where, taken) for shard in range(len(roster))}
         run_local(server, client_app(hosts.__getitem__), len(roster))
     else:
-        with tempfile.TemporaryDirectory(prefix="penchant-") as folder:
-            save_population(population, Path(folder))
-            if progress is not None:
-                np.save(Path(folder) / "participations.npy", progress.participations)
-            worker = _WorkerNode(folder, plan, roster, clients, where)
+        with tempfile.TemporaryDirectory(prefix="penchant-", dir=population.folder) as folder:
+            if population.folder is None:
+                save_population(population, Path(folder))
+            counts = Path(folder) / "participations.npy"
+            np.save(counts, rounds.progress.participations)
+            worker = _WorkerNode(str(population.folder or folder), str(counts), plan, roster, clients, where)
             run_flower(server, client_app(worker), len(roster), gpus=0.5 if where == "cuda" else 0.0)
     return rounds
 
@@ -107,6 +115,7 @@ class _WorkerNode:
     """Makes a node in a worker process of Flower's engine, from files; only this small object travels."""
 
     folder: str
+    counts: str
     plan: PrivacyPlan
     roster: tuple[int, ...]
     seed: int
@@ -118,10 +127,13 @@ class _WorkerNode:
 
 @lru_cache(maxsize=64)
 def _worker_node(spec: _WorkerNode, shard: int) -> Node:
-    folder = Path(spec.folder)
-    taken = folder / "participations.npy"
-    counts = np.load(taken) if taken.exists() else None
-    return _node(load_population(folder), spec.plan, spec.roster, shard, spec.seed, spec.where, counts)
+    taken = np.load(spec.counts)
+    return _node(_worker_population(spec.folder), spec.plan, spec.roster, shard, spec.seed, spec.where, taken)
+
+
+@lru_cache(maxsize=1)
+def _worker_population(folder: str) -> Population:
+    return load_population(Path(folder))
 
 
 def _node(
@@ -135,38 +147,24 @@ def _node(
 ) -> Node:
     """A node for one shard, with a learner of its own: nodes answer in threads."""
     first = sum(roster[:shard])
-    own = np.arange(first, first + roster[shard])
+    own = slice(first, first + roster[shard])
 
     def learners(name: str, settings: Mapping[str, Any]) -> Learner:
         return registry.build(name, settings, population.catalogue, where=where)
 
     counts = None if taken is None else taken[own].copy()
-    histories = population.histories.select(own)
+    histories = population.histories.select(range(own.start, own.stop))  # views
     return Node(histories, learners, Streams(seed), plan=plan, first_user=first, participations=counts)
 
 
-def save_population(population: Population, folder: Path) -> None:
-    """Writes what a worker needs to host its shard."""
-    h = population.histories
-    np.savez(
-        folder / "histories.npz",
-        offsets=h.offsets,
-        items=h.items,
-        times=h.times,
-        strengths=h.strengths,
-    )
+def save_population(population: Population, folder: Path) -> Population:
+    """Writes what workers need to host their shards, and gives the same population, mapped from there."""
+    columns.save(replace(population.histories, users=()), folder / "histories")
     (folder / "catalogue.json").write_text(json.dumps(population.catalogue.to_record()), encoding="utf-8")
+    return load_population(folder)
 
 
 def load_population(folder: Path) -> Population:
-    """What `save_population` wrote."""
+    """What `save_population` wrote, its columns mapped from the files."""
     catalogue = Catalogue.from_record(json.loads((folder / "catalogue.json").read_text(encoding="utf-8")))
-    with np.load(folder / "histories.npz") as columns:
-        histories = Interactions(
-            offsets=columns["offsets"],
-            items=columns["items"],
-            times=columns["times"],
-            strengths=columns["strengths"],
-            n_items=len(catalogue),
-        )
-    return Population(histories=histories, catalogue=catalogue)
+    return Population(histories=columns.load(folder / "histories"), catalogue=catalogue, folder=folder)

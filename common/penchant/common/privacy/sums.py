@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from penchant.common.arrays import AnyFloat, Arrays, Float32, Float64
+from penchant.common.arrays import AnyFloat, Arrays, Float32, Float64, Int64
 from penchant.common.errors import InvalidConfig, MalformedContribution
 from penchant.common.privacy.accounting import Neighbours
 from penchant.common.privacy.events import Event
@@ -97,6 +97,34 @@ class Clip:
     def count(self, n: int, *, within: int, refused: int) -> None:
         """Counts contributions that compiled code clipped as this does."""
         self.n, self.within, self.refused = self.n + n, self.within + within, self.refused + refused
+
+    def repeated(self, values: Float32, times: Int64) -> Float32:
+        """Clips many people at once, where each sends one array of few different values: what those values become.
+
+        As `__call__` would make of each person's array, written out, but for the order in which its norm is summed.
+
+        Args:
+            values: float32[n, L], what each person sends.
+            times: int64[n, L], at how many places of their array each value stands.
+
+        Returns:
+            float32[n, L], zeros for a person who cannot be bounded.
+
+        Guarantees:
+            √(Σ times · result²) ≤ bound for each person, and every value is a multiple of `grid(bound)`.
+        """
+        wide, slack = np.where(times > 0, values, np.float32(0)).astype(np.float64), 1.0
+        if self.row_norm is not None:  # a row is one value
+            wide, slack = wide * np.minimum(1.0, self.row_norm / np.maximum(np.abs(wide), 1e-300)), SAFETY
+        with np.errstate(over="ignore", invalid="ignore"):
+            length = np.sqrt((times * wide * wide).sum(axis=1))
+            scale = np.where(length <= self.bound * slack, 1.0, self.bound * SAFETY / np.maximum(length, 1e-300))
+            sound = np.isfinite(length) & (length * scale <= float(np.finfo(np.float32).max))
+        self.n += len(values)
+        self.refused += int((~sound).sum())
+        self.within += int((np.isfinite(length) & (length <= self.bound)).sum())
+        kept = np.where(sound[:, None], wide, 0.0) * np.where(sound, scale, 0.0)[:, None]
+        return on_grid(kept.astype(np.float32), self.bound).astype(np.float32)
 
     def _clipped(self, contribution: Arrays) -> dict[str, Float32]:
         """The clipped contribution; one within the bound comes back unchanged but for the grid (and float32).
