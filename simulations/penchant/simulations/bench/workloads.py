@@ -26,7 +26,7 @@ from penchant.simulations.settings import Row, SimulationConfig
 
 NEGATIVES, GROUPS, STEPS = 4, 13, 13
 DIM = HIDDEN = 32
-MODEL = {"name": "mlp", "dim": DIM, "hidden": HIDDEN}
+MODEL: dict[str, Any] = {"name": "mlp", "dim": DIM, "hidden": HIDDEN}
 LOCAL = {"epochs": 1, "batch": GROUPS, "lr": 0.1 / GROUPS, "negatives": NEGATIVES, "fold_in_steps": 0}
 SERVER = {"optimizer": "sgd", "lr": 1.0}
 
