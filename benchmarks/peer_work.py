@@ -31,21 +31,22 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 from torch.func import functional_call
 
-from penchant.client.node import Node
 from penchant.common import config
 from penchant.common.arrays import Int64
 from penchant.common.interactions import Interactions
-from penchant.common.learners import registry
 from penchant.common.learners.neural import local
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import InterestModel, ModelConfig, build, group_loss
 from penchant.common.privacy.plan import task_digest
 from penchant.common.privacy.sampling import draw
 from penchant.common.streams import Streams
-from penchant.common.wire import Order
+from penchant.server.rounds import Progress
+from penchant.simulations import engine
 from penchant.simulations._flower import run_flower
 from penchant.simulations.bench import histories, machine
 from penchant.simulations.bench.workloads import GROUPS, LOCAL, MODEL, NEGATIVES, STEPS, Workload, workload
+from penchant.simulations.engine import Population
+from penchant.simulations.plans import Federated
 
 Weights = dict[str, Tensor]
 LR, CLIP = 0.1, 1.0
@@ -136,9 +137,7 @@ class _Opacus:
     """A step of DP-SGD as Opacus makes it with ghost clipping."""
 
     def __init__(self, model: InterestModel, optimizer: torch.optim.Optimizer, noise: float, clip: float) -> None:
-        warnings.filterwarnings(
-            "ignore", message=".*backward hook.*"
-        )  # at an embedding, whose inputs are whole numbers
+        warnings.filterwarnings("ignore", message=".*backward hook.*")  # an embedding's inputs have no gradient
         from opacus.grad_sample import GradSampleModuleFastGradientClipping
         from opacus.optimizers import DPOptimizerFastGradientClipping
 
@@ -321,92 +320,91 @@ def person(
 
 
 def check(cohort: int, seeds: int = 6) -> dict[str, Any]:
-    """Whether all do the same arithmetic, noise aside; each part says so in `same`."""
-    return {"w1": check_w1(workload("w1", cohort=cohort, rounds=1)), "w2": check_w2(min(cohort, 20), seeds)}
+    """Whether all do the same arithmetic, noise aside, in one round of so many people; each part says so in `same`."""
+    few = min(cohort, 20)
+    return {
+        "w1": check_w1(workload("w1", users=cohort, cohort=cohort, rounds=1)),
+        "w2": check_w2(workload("w2", users=few, cohort=few, rounds=1), seeds),
+    }
 
 
 def check_w1(work: Workload, clip: float = 0.1, tolerance: float = 1e-4) -> dict[str, Any]:
-    """One round on the same examples: largest difference of a weight over the largest movement of any.
+    """On the same examples: largest difference of a weight over the largest movement of any.
 
     The clip is shorter than the workload's, so that it bites; a loop without it must be a hundred times further away.
     """
-    people, before = histories.in_memory(work.shape, 0), first_weights(work, 0)
-    (users,) = cohorts(work, 0)
+    people, before, users = histories.in_memory(work.shape, 0), first_weights(work, 0), np.arange(work.cohort)
     worker, unclipped = (Worker(work.unit, people, clip=bound) for bound in (clip, math.inf))
-    sums = {
-        "loop": added(worker, work, 0, 1, before, users, replay=True),
-        "unclipped": added(unclipped, work, 0, 1, before, users, replay=True),
-        "penchant": penchant(work, people, before, users, 0, clip),
+    after = {
+        "loop": applied(before, added(worker, work, 0, 1, before, users, replay=True), work.cohort, 0.0),
+        "unclipped": applied(before, added(unclipped, work, 0, 1, before, users, replay=True), work.cohort, 0.0),
+        "penchant": penchant(work, people, before, 0, clip),
+        "flower": flower(work, 0, replay=before, clip=clip)["weights"],
     }
-    after = {way: applied(before, total, work.cohort, 0.0) for way, total in sums.items()}
-    after["flower"] = flower(work, 0, replay=before, clip=clip)["weights"]
     far = {way: furthest(weights, after["loop"], before) for way, weights in after.items()}
-    steps = sum(math.ceil(n / GROUPS) for n in people.lengths[users].tolist())
+    steps = sum(math.ceil(n / GROUPS) for n in people.lengths.tolist())
     return {
-        "people": len(users),
+        "people": work.cohort,
         "steps": {"expected": steps, "loop": worker.steps},
         "difference_from_loop": far,
         "tolerance": tolerance,
-        "loss_before": loss(work, people, before),
-        "loss": {way: loss(work, people, weights) for way, weights in after.items()},
+        "loss_before": loss(people, before),
+        "loss": {way: loss(people, weights) for way, weights in after.items()},
         "same": worker.steps == steps
         and max(far["penchant"], far["flower"]) <= tolerance
         and far["unclipped"] > 100 * tolerance,
     }
 
 
-def check_w2(cohort: int, seeds: int) -> dict[str, Any]:
-    """How far one round moves the weights, and the loss after it, over several draws of the coins.
+def check_w2(work: Workload, seeds: int) -> dict[str, Any]:
+    """How far the round moves the weights, and the loss after it, over several draws of the coins.
 
     penchant and the loop draw differently, so that their means are compared: they may lie 4 standard errors apart, and
     those of a loop that does not clip must lie further. Flower's workers draw as the loop does: there the weights
     themselves are compared. All start from weights five times larger than usual, under which gradients are longer than
     the clip.
     """
-    work = workload("w2", cohort=cohort, rounds=1)
-    people = histories.in_memory(work.shape, 0)
+    people, users = histories.in_memory(work.shape, 0), np.arange(work.cohort)
     before = {name: 5 * values for name, values in first_weights(work, 0).items()}
-    (users,) = cohorts(work, 0)
     worker = Worker(work.unit, people, noise=EXACT)
     unclipped = Worker(work.unit, people, noise=EXACT / 1e3, clip=1e3)
     moved: dict[str, list[float]] = {"penchant": [], "loop": [], "unclipped": []}
     losses: dict[str, list[float]] = {way: [] for way in moved}
+    of_loop = []
     for seed in range(seeds):
-        sums = {
-            "penchant": penchant(work, people, before, users, seed),
-            "loop": added(worker, work, seed, 1, before, users),
-            "unclipped": added(unclipped, work, seed, 1, before, users),
+        after = {
+            "penchant": penchant(work, people, before, seed),
+            "loop": applied(before, added(worker, work, seed, 1, before, users), work.cohort, 0.0),
+            "unclipped": applied(before, added(unclipped, work, seed, 1, before, users), work.cohort, 0.0),
         }
-        for way, total in sums.items():
-            after = applied(before, total, work.cohort, 0.0)
-            moved[way].append(math.sqrt(sum(float((after[n] - before[n]).square().sum()) for n in total)))
-            losses[way].append(loss(work, people, after))
-    one = applied(before, added(worker, work, 0, 1, before, users), work.cohort, 0.0)
-    far = furthest(flower(work, 0, replay=before, noise=EXACT)["weights"], one, before)
+        of_loop.append(after["loop"])
+        for way, weights in after.items():
+            moved[way].append(math.sqrt(sum(float((weights[n] - before[n]).square().sum()) for n in worker.shared)))
+            losses[way].append(loss(people, weights))
+    far = furthest(flower(work, 0, replay=before, noise=EXACT)["weights"], of_loop[0], before)
     apart = {
         way: {"moved": _apart(moved[way], moved["loop"]), "loss": _apart(losses[way], losses["loop"])}
         for way in ("penchant", "unclipped")
     }
+    steps = STEPS * work.cohort * seeds
     return {
-        "people": cohort,
+        "people": work.cohort,
         "seeds": seeds,
-        "steps": {"expected": STEPS * cohort * (seeds + 1), "loop": worker.steps},
+        "steps": {"expected": steps, "loop": worker.steps},
         "moved": {way: statistics.mean(values) for way, values in moved.items()},
-        "loss_before": loss(work, people, before),
+        "loss_before": loss(people, before),
         "loss": {way: statistics.mean(values) for way, values in losses.items()},
         "standard_errors_from_loop": apart,
         "flower_difference_from_loop": far,
-        "same": worker.steps == STEPS * cohort * (seeds + 1)
+        "same": worker.steps == steps
         and max(apart["penchant"].values()) <= 4
         and apart["unclipped"]["moved"] > 4
         and far <= 1e-3,
     }
 
 
-def penchant(
-    work: Workload, people: Interactions, weights: Weights, users: Int64, seed: int, clip: float = CLIP
-) -> Weights:
-    """What penchant's node answers for these people, no noise in it."""
+def penchant(work: Workload, people: Interactions, weights: Weights, seed: int, clip: float = CLIP) -> Weights:
+    """The weights after a round of everybody by the engine, without noise."""
     row = work.row()
     settings, plan = dict(row.settings), replace(row.plan, sampling="none")
     if plan.device is None:
@@ -416,14 +414,19 @@ def penchant(
         device = replace(plan.device, noise_multiplier=EXACT)
         settings["device"] = config.encode(device)
         plan = replace(plan, device=device, task=task_digest(row.learner, settings))
-    catalogue = histories.catalogue(work.shape.items)
-    own = Streams(Streams(seed).child("bench").seed("clients"))
-    node = Node(people, lambda name, given: registry.build(name, given, catalogue), own, plan=plan)
-    order = Order(
-        round=1, attempt=0, plan=plan, learner=row.learner, settings=settings, users=tuple(map(int, users.tolist()))
+    state = {name: values.numpy() for name, values in weights.items()}
+    done = engine.run(
+        Federated(learner=row.learner, settings=settings, plan=plan),
+        Population(histories=people, catalogue=histories.catalogue(people.n_items)),
+        name="bench",
+        seed=seed,
+        nodes=1,
+        engine="local",
+        where="cpu",
+        after_round=lambda record, rounds: None,
+        progress=Progress(state, np.zeros(people.n_users, np.int64)),
     )
-    answer = node.answer(order, {name: values.numpy() for name, values in weights.items()})
-    return {name: torch.from_numpy(np.asarray(part, np.float32)) for name, part in answer.items()}
+    return {name: torch.from_numpy(np.asarray(done.state[name])) for name in weights}
 
 
 def furthest(one: Weights, two: Weights, before: Weights) -> float:
@@ -432,13 +435,13 @@ def furthest(one: Weights, two: Weights, before: Weights) -> float:
     return max(float((one[name] - two[name]).abs().max()) for name in two) / largest
 
 
-def loss(work: Workload, people: Interactions, weights: Weights) -> float:
+def loss(people: Interactions, weights: Weights) -> float:
     """Mean over groups of the first 50 people's histories, with negatives that are the same for every model."""
     random = np.random.default_rng(0)
     items = people.select(range(min(50, people.n_users))).items
     drawn = random.integers(0, people.n_items, (len(items), NEGATIVES))
     groups = torch.from_numpy(np.column_stack([items, drawn]).astype(np.int64))
-    model = build(ModelConfig(**MODEL), work.shape.items, 0)
+    model = build(ModelConfig(**MODEL), people.n_items, 0)
     with torch.no_grad():
         return float(group_loss(functional_call(model, weights, (groups[:, :0], groups))).mean())
 
