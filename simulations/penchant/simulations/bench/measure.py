@@ -39,15 +39,17 @@ class Clock:
 
     Attributes:
         lengths: int64[n_users], interactions of each person.
+        workers: whether to look at the memory of processes below after each round, while they are there.
         seconds, drawn, interactions: of each round: how long, how many people, and what these had done.
         startup: seconds from the start of the process to the end of round 1.
-        rss_mb: peak memory so far, workers included.
+        rss_mb: peak memory so far with that of workers; 0 without them.
 
     Raises:
         PenchantError: when called with a round in which a node did not answer.
     """
 
     lengths: Int64
+    workers: bool = False
     seconds: list[float] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
     interactions: list[int] = field(default_factory=list)
@@ -63,7 +65,8 @@ class Clock:
         if record.answered < record.nodes:  # a node that refuses is quick
             raise PenchantError(f"round {record.round} failed on {record.nodes - record.answered} nodes: no speed")
         self.startup = self.startup or machine.seconds_since_start()
-        self.rss_mb = max(self.rss_mb, machine.peak_rss_mb())  # while workers are there
+        if self.workers:
+            self.rss_mb = max(self.rss_mb, machine.peak_rss_mb())
         taken = rounds.progress.participations
         self.seconds.append(now - self._last)
         self.drawn.append(record.drawn)
@@ -92,7 +95,7 @@ class Where:
 
     def run(self, row: Federated, people: Interactions, seed: int) -> Clock:
         """Every round of a row."""
-        clock = Clock(people.lengths)
+        clock = Clock(people.lengths, workers=self.engine == "flower")
         engine.run(
             row,
             Population(histories=people, catalogue=histories.catalogue(people.n_items)),
