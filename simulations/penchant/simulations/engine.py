@@ -7,6 +7,7 @@ roster, so that neither the number of nodes nor the engine changes what anybody 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ def run(
     clients = streams.seed("clients")
     if engine == "local":
         taken = None if progress is None else progress.participations
-        hosts = {shard: _node(population, plan, roster, shard, clients, where, taken) for shard in range(len(roster))}
+        runtime = {"where": where, "threads": cores()}
+        hosts = {shard: _node(population, plan, roster, shard, clients, runtime, taken) for shard in range(len(roster))}
         run_local(server, client_app(hosts.__getitem__), len(roster))
     else:
         with tempfile.TemporaryDirectory(prefix="penchant-", dir=population.folder) as folder:
@@ -98,6 +100,11 @@ def run(
             worker = _WorkerNode(str(population.folder or folder), str(counts), plan, roster, clients, where)
             run_flower(server, client_app(worker), len(roster), gpus=0.5 if where == "cuda" else 0.0)
     return rounds
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shard_sizes(n_users: int, nodes: int) -> tuple[int, ...]:
@@ -128,7 +135,8 @@ class _WorkerNode:
 @lru_cache(maxsize=64)
 def _worker_node(spec: _WorkerNode, shard: int) -> Node:
     taken = np.load(spec.counts)
-    return _node(_worker_population(spec.folder), spec.plan, spec.roster, shard, spec.seed, spec.where, taken)
+    runtime = {"where": spec.where, "threads": 1}  # of its one core
+    return _node(_worker_population(spec.folder), spec.plan, spec.roster, shard, spec.seed, runtime, taken)
 
 
 @lru_cache(maxsize=1)
@@ -142,7 +150,7 @@ def _node(
     roster: tuple[int, ...],
     shard: int,
     seed: int,
-    where: str,
+    runtime: Mapping[str, Any],
     taken: Int64 | None,
 ) -> Node:
     """A node for one shard, with a learner of its own: nodes answer in threads."""
@@ -150,7 +158,7 @@ def _node(
     own = slice(first, first + roster[shard])
 
     def learners(name: str, settings: Mapping[str, Any]) -> Learner:
-        return registry.build(name, settings, population.catalogue, where=where)
+        return registry.build(name, settings, population.catalogue, **runtime)
 
     counts = None if taken is None else taken[own].copy()
     histories = population.histories.select(range(own.start, own.stop))  # views
