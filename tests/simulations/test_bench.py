@@ -188,7 +188,7 @@ def test_every_field_is_documented_and_plausible(name: str, capsys: pytest.Captu
     assert found["startup_seconds"] > found["data_seconds"] + found["every_round_seconds"][0]
     ceiling = found["ceiling"]
     assert ceiling["share"] == pytest.approx(ceiling["gflops"] / ceiling["peak_gflops"])
-    assert 0 < ceiling["share"] < 1
+    assert ceiling["share"] > 0  # a busy machine may reach more than this quick a ceiling
     assert (found["cooccurrence"] is not None) == (name == "scale")
     assert (found["empty_round_seconds"] is None) == (name == "w2")
 
