@@ -64,7 +64,7 @@ def test_a_seed_gives_the_same_histories_in_memory_and_in_files_and_another_othe
 ) -> None:
     monkeypatch.setattr(histories, "_CELLS", 7 * SMALL.items)  # many blocks, the last of them short
     one, files = histories.in_memory(SMALL, seed=0), histories.on_disk(SMALL, 0, tmp_path)
-    assert isinstance(files.items.base, np.memmap)
+    assert (tmp_path / "items.npy").stat().st_size >= 4 * SMALL.interactions
     for column in ("offsets", "items", "times", "strengths", "n_items"):
         np.testing.assert_array_equal(getattr(files, column), getattr(one, column))
     other = histories.in_memory(SMALL, seed=1)
@@ -267,7 +267,7 @@ def test_w1_loads_nothing_that_it_does_not_need() -> None:
     script = (
         "import sys; from penchant.common import cli; from penchant.simulations.bench import machine; "
         "machine.peak_gflops = lambda where: 1.0; cli.main(sys.argv[1:]); "
-        "print(*sorted({'polars', 'matplotlib', 'jinja2', 'dp_accounting', 'ray', 'optuna'} & sys.modules.keys()))"
+        "print(*sorted({'polars', 'matplotlib', 'jinja2', 'opacus', 'scipy', 'ray', 'optuna'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", script, "bench", *TINY, "--json"]
     found, loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

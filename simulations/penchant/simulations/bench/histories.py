@@ -23,8 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from penchant.common import columns
 from penchant.common.arrays import Int32, Int64
 from penchant.common.catalogue import Catalogue
+from penchant.common.columns import ColumnWriter
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.common.streams import Streams
@@ -69,38 +71,22 @@ def catalogue(n_items: int) -> Catalogue:
 
 def in_memory(shape: Shape, seed: int) -> Interactions:
     """Everybody's histories."""
-    offsets = _offsets(shape, seed)
-    n = shape.interactions
-    items = np.empty(n, np.int32)
-    for at, part in _blocks(shape, offsets, seed):
-        items[at : at + len(part)] = part
+    blocks = list(_blocks(shape, seed))
     return Interactions(
-        offsets=offsets,
-        items=items,
-        times=np.arange(n, dtype=np.int64),
-        strengths=np.ones(n, np.float32),
+        offsets=_offsets(shape, seed),
+        items=np.concatenate([block.items for block in blocks]),
+        times=np.concatenate([block.times for block in blocks]),
+        strengths=np.concatenate([block.strengths for block in blocks]),
         n_items=shape.items,
     )
 
 
 def on_disk(shape: Shape, seed: int, folder: Path) -> Interactions:
-    """The same histories, memory-mapped from a file for each column; no more than a block of them is ever held."""
-    columns = {"items": np.int32, "times": np.int64, "strengths": np.float32}
-    files = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=(shape.interactions,))
-        for name, kind in columns.items()
-    }
-    offsets = _offsets(shape, seed)
-    for at, part in _blocks(shape, offsets, seed):
-        rows = slice(at, at + len(part))
-        files["items"][rows] = part
-        files["times"][rows] = np.arange(rows.start, rows.stop)
-        files["strengths"][rows] = 1
-    for file in files.values():
-        file.flush()
-    del files
-    opened = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in columns}
-    return Interactions(offsets=offsets, n_items=shape.items, **opened)
+    """The same histories, mapped from a folder; no more than a block of them is ever held."""
+    with ColumnWriter(folder, n_items=shape.items) as writer:
+        for block in _blocks(shape, seed):
+            writer.add(block)
+    return columns.load(folder)
 
 
 def _offsets(shape: Shape, seed: int) -> Int64:
@@ -118,15 +104,22 @@ def _offsets(shape: Shape, seed: int) -> Int64:
     return np.concatenate([[0], np.cumsum(SHORTEST + more)]).astype(np.int64)
 
 
-def _blocks(shape: Shape, offsets: Int64, seed: int) -> Iterator[tuple[int, Int32]]:
-    """Where a block of people's interactions starts, and their items: int32[n]."""
-    streams = Streams(seed)
+def _blocks(shape: Shape, seed: int) -> Iterator[Interactions]:
+    """Everybody's histories, block by block."""
+    streams, offsets = Streams(seed), _offsets(shape, seed)
     named = streams.get("bench/items").permutation(shape.items).astype(np.int32)
     people = max(1, _CELLS // shape.items)
     holder = np.full(people * shape.items, -1, np.int32)
     for number, first in enumerate(range(0, shape.users, people)):
         own = offsets[first : first + people + 1]
-        yield int(own[0]), named[_ranks(np.diff(own), shape.items, holder, streams.get("bench/block", number))]
+        items = named[_ranks(np.diff(own), shape.items, holder, streams.get("bench/block", number))]
+        yield Interactions(
+            offsets=own - own[0],
+            items=items,
+            times=np.arange(own[0], own[-1]),
+            strengths=np.ones(len(items), np.float32),
+            n_items=shape.items,
+        )
 
 
 def _ranks(lengths: Int64, n_items: int, holder: Int32, random: np.random.Generator) -> Int32:

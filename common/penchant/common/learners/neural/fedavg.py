@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
 from penchant.common.learners.neural import adapters, fused, local, start
-from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded, untied
 from penchant.common.negatives import negatives
@@ -48,6 +47,9 @@ from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 from penchant.common.taste import TasteConfig
+
+if TYPE_CHECKING:
+    from penchant.common.learners.neural.device_sgd import DeviceSgd
 
 Start = Literal["random", "content", "co-occurrence"]
 _SEED = "server/weights"  # while co-occurrence runs: where the random weights will come from
@@ -159,9 +161,12 @@ class FedAvg(Learner):
         self._cohort = None
         if threads is not None and self.where.type == "cpu" and not config.adapter:
             self._cohort = fused.compiled(self.model, config.local, self.frozen, threads)
-        self._device_sgd = (
-            None if config.device is None else DeviceSgd(self.model, config.device, config.local, self.frozen)
-        )
+        self._device_sgd = None if config.device is None else self._by_opacus(config.device)
+
+    def _by_opacus(self, noise: DeviceNoise) -> DeviceSgd:
+        from penchant.common.learners.neural.device_sgd import DeviceSgd  # Opacus takes as long to load as PyTorch
+
+        return DeviceSgd(self.model, noise, self.config.local, self.frozen)
 
     def init(self, streams: Streams) -> State:
         seed = streams.seed("weights")
