@@ -86,12 +86,17 @@ class Where:
     Attributes:
         engine: "local", or "flower" for Flower's engine on Ray.
         device: torch device.
-        nodes: that share the people; 0 for one a core.
+        nodes: that share the people; 0 for one whose kernels use every core, and else for one a core.
     """
 
     engine: str = "local"
     device: str = "cpu"
     nodes: int = 0
+
+    def shares(self, row: Federated) -> int:
+        """How many nodes share the people of a row."""
+        one = row.learner == "fedavg" and self.engine == "local" and self.device == "cpu"
+        return self.nodes or (1 if one else machine.cpus())
 
     def run(self, row: Federated, people: Interactions, seed: int) -> Clock:
         """Every round of a row."""
@@ -101,7 +106,7 @@ class Where:
             Population(histories=people, catalogue=histories.catalogue(people.n_items)),
             name="bench",
             seed=seed,
-            nodes=self.nodes or machine.cpus(),
+            nodes=self.shares(row),
             engine=self.engine,
             where=self.device,
             after_round=clock,
@@ -137,7 +142,7 @@ def measure(work: Workload, *, where: Where | None = None, seed: int = 0) -> dic
         "seed": seed,
         "engine": where.engine,
         "device": where.device,
-        "nodes": min(where.nodes or machine.cpus(), work.shape.users),
+        "nodes": min(where.shares(work.row()), work.shape.users),
         "cohort": work.cohort,
         "rounds": work.rounds,
         "clients": clock.drawn,
