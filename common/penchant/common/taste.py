@@ -75,6 +75,29 @@ class Transitions:
 
 
 @dataclass(frozen=True)
+class ItemSide:
+    """What a device needs of a release to score by its taste: the same for everybody.
+
+    Attributes:
+        vectors: F, float32[n_items, d], learned and public columns side by side.
+        popularity: float32[n_items] in [0, 1].
+        config: how a taste is made of a history.
+        transitions: what follows what, where that was released.
+        content: how many of the last columns of `vectors` are public features.
+    """
+
+    vectors: Float32
+    popularity: Float32
+    config: TasteConfig
+    transitions: Transitions | None = None
+    content: int = 0
+
+    def scores(self, histories: Interactions) -> Float32:
+        """As the function below."""
+        return scores(self.vectors, self.popularity, histories, self.config, transitions=self.transitions)
+
+
+@dataclass(frozen=True)
 class Posterior:
     """What is known of one person's taste.
 

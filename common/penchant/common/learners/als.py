@@ -54,6 +54,7 @@ from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConf
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
+from penchant.common.taste import ItemSide
 
 RAREST = 0.01
 """An item's popularity counts as at least this: a noised count near zero or below must not have all the weight."""
@@ -184,6 +185,9 @@ class Als(Learner):
                 vectors = np.ones((len(vectors), 1), np.float32)
             return {**after, "vectors": self._everywhere(vectors, after["head"])}
         return {**state, "vectors": self._everywhere(self._solved(noisy_sum), state["head"])}
+
+    def item_side(self, state: State) -> ItemSide:
+        return self.start.item_side(state)
 
     def _scores(self, state: State, histories: Interactions) -> Float32:
         return self.start.scores(state, histories)

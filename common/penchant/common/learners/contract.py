@@ -27,6 +27,7 @@ from penchant.common.interactions import History, Interactions
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
+from penchant.common.taste import ItemSide
 
 State = Mapping[str, npt.NDArray[Any]]
 Randoms = Callable[[int], Streams]
@@ -98,6 +99,10 @@ class Learner(ABC):
             raise InvalidConfig(f"item {gone[0]!r} left the catalogue: keep it there and mark it as retired")
         place = np.array([self.catalogue.index[item] for item in before.ids], np.int64)
         return {name: self._adopted(name, state, place) for name in state}
+
+    def item_side(self, state: State) -> ItemSide | None:
+        """What devices score with, where that is a taste over item vectors (`taste.py`); None for other models."""
+        return None
 
     @abstractmethod
     def _contribution(self, state: State, history: History, streams: Streams) -> Arrays: ...

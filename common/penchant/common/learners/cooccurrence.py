@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.common import taste
 from penchant.common.arrays import Arrays, Float32, Float64, Int32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.content import ContentConfig
@@ -48,7 +47,7 @@ from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
-from penchant.common.taste import TasteConfig, Transitions
+from penchant.common.taste import ItemSide, TasteConfig, Transitions
 
 Keys = npt.NDArray[np.signedinteger[Any]]
 BLOCK = 1 << 20
@@ -238,11 +237,14 @@ class Cooccurrence(Learner):
         fades = np.float64(rule.fade) ** np.arange(rule.window, dtype=np.float64)
         return Question(place, rule.window, lambda own: transition_keys(own, rule.window, k), fades)
 
-    def _scores(self, state: State, histories: Interactions) -> Float32:
+    def item_side(self, state: State) -> ItemSide:
         content = np.float32(self.config.content) * self.content
         vectors = np.hstack([state["vectors"], content]) if "vectors" in state else content
         follows = Transitions(state["leave"], state["arrive"]) if "leave" in state else None
-        return taste.scores(vectors, state["popularity"], histories, self.config.taste, transitions=follows)
+        return ItemSide(vectors, state["popularity"], self.config.taste, follows, content=content.shape[1])
+
+    def _scores(self, state: State, histories: Interactions) -> Float32:
+        return self.item_side(state).scores(histories)
 
     def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
         values = state[name]

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.func import functional_call
 
-from penchant.common import taste
 from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
@@ -46,7 +45,7 @@ from penchant.common.negatives import negatives
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
-from penchant.common.taste import TasteConfig
+from penchant.common.taste import ItemSide, TasteConfig
 
 if TYPE_CHECKING:
     from penchant.common.learners.neural.device_sgd import DeviceSgd
@@ -250,16 +249,23 @@ class FedAvg(Learner):
         after["server/step"] = np.array(step, np.int64)
         return after
 
+    def item_side(self, state: State) -> ItemSide | None:
+        if self._starting(state):
+            return self._cooccurrence.item_side(state)
+        if self.model.linear is None:
+            return None
+        vectors = self._whole(state)[self.model.linear].cpu().numpy()
+        if self.config.start != "co-occurrence":  # there a length tells how much is known of an item
+            length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long one buys no exposure
+            vectors = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+        return ItemSide(vectors, _to_unit_range(state["bias.weight"][:, 0]), self.config.taste)
+
     def _scores(self, state: State, histories: Interactions) -> Float32:
         if self._starting(state):
             return self._cooccurrence.scores(state, histories)
+        if (side := self.item_side(state)) is not None:
+            return side.scores(histories)
         weights = self._whole(state)
-        if self.model.linear is not None:
-            vectors = weights[self.model.linear].cpu().numpy()
-            if self.config.start != "co-occurrence":  # there a length tells how much is known of an item
-                length = np.linalg.norm(vectors, axis=1, keepdims=True)  # by direction: a long one buys no exposure
-                vectors = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
-            return taste.scores(vectors, _to_unit_range(state["bias.weight"][:, 0]), histories, self.config.taste)
         if isinstance(self.model, SequenceModel):
             self._load(weights)
             sequences = pad((h.items for h in histories), self.model.max_length, len(self.catalogue))

@@ -1,0 +1,1 @@
+"""How well profiles follow interests: one module for each question, run by `penchant evaluate interests`."""
