@@ -23,7 +23,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, help="another size of the catalogue, with as many interactions")
     parser.add_argument("--engine", default="local", help="local, or flower for Flower's on Ray (default: local)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--nodes", type=int, help="nodes that share the people (default: one whose kernels use every core)")
+    parser.add_argument("--nodes", type=int, help="nodes that share the people (default: one on every core)")
     parser.add_argument("--seed", type=int, default=0, help="of histories and draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
