@@ -437,8 +437,8 @@ MUTANTS = (
         "frozen-in-the-clip",
         "DP-SGD trains, clips and sends weights that are frozen",
         _FEDAVG,
-        "DeviceSgd(self.model, config.device, config.local, self.frozen)",
-        "DeviceSgd(self.model, config.device, config.local)",
+        "DeviceSgd(self.model, noise, self.config.local, self.frozen)",
+        "DeviceSgd(self.model, noise, self.config.local)",
         f"{LEARNERS}::TestEveryLearner::test_a_contribution_is_what_the_round_asks_for",
     ),
     Mutant(
