@@ -78,8 +78,11 @@ class LocalGrid(Grid):
         batch = {f"m{next(self._ids)}": message for message in messages}
         for name, message in batch.items():
             message.metadata.__dict__["_message_id"] = name
-        with ThreadPoolExecutor(self._threads) as pool:
-            self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
+        if len(batch) == 1 or self._threads == 1:  # a thread of its own costs more than a small round
+            self._replies.update({name: self._answer(message) for name, message in batch.items()})
+        else:
+            with ThreadPoolExecutor(self._threads) as pool:
+                self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
         return list(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
