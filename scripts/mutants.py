@@ -317,8 +317,8 @@ MUTANTS = (
         "clip-left-out-compiled-group",
         "compiled DP-SGD does not clip a group's gradient",
         _KERNELS,
-        "        scale = np.float32(min(1.0, bound / length) if length > 0.0 else 1.0)\n",
-        "        scale = np.float32(1.0)\n",
+        "            scale = np.float32(min(1.0, bound / math.sqrt(square_length)) if square_length > 0.0 else 1.0)\n",
+        "            scale = np.float32(1.0)\n",
         f"{FUSED}::test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise",
     ),
     Mutant(
@@ -349,8 +349,8 @@ MUTANTS = (
         "noise-too-small-compiled-sum",
         "what is owed at the end lacks the last step's noise",
         _COHORT,
-        "np.sqrt(people * rule.steps - drawn)",
-        "np.sqrt(np.maximum(people * (rule.steps - 1) - drawn, 0))",
+        "np.sqrt(n * rule.steps - drawn)",
+        "np.sqrt(np.maximum(n * (rule.steps - 1) - drawn, 0))",
         f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",
     ),
     Mutant(
@@ -437,8 +437,8 @@ MUTANTS = (
         "frozen-in-the-clip",
         "DP-SGD trains, clips and sends weights that are frozen",
         _FEDAVG,
-        "DeviceSgd(self.model, config.device, config.local, self.frozen)",
-        "DeviceSgd(self.model, config.device, config.local)",
+        "DeviceSgd(self.model, noise, self.config.local, self.frozen)",
+        "DeviceSgd(self.model, noise, self.config.local)",
         f"{LEARNERS}::TestEveryLearner::test_a_contribution_is_what_the_round_asks_for",
     ),
     Mutant(

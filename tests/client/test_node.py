@@ -181,8 +181,8 @@ def test_float32_sums_or_values_off_the_grid_would_show_where_blocks_are_cut() -
 def test_a_nodes_memory_is_that_of_a_block_and_not_of_the_people_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n, block = 40_000, Interactions.of([[u % N_ITEMS] * 10 for u in range(1000)], N_ITEMS)
-    with ColumnWriter(tmp_path, n_items=N_ITEMS) as writer:  # 6 MB of columns
+    n, block = 200_000, Interactions.of([[u % N_ITEMS] * 10 for u in range(1000)], N_ITEMS)
+    with ColumnWriter(tmp_path, n_items=N_ITEMS) as writer:  # 32 MB of columns
         for _ in range(n // block.n_users):
             writer.add(block)
     plan = replace(PLAN, n_users=n, cohort=n)
@@ -198,7 +198,7 @@ def test_a_nodes_memory_is_that_of_a_block_and_not_of_the_people_drawn(
         return peak
 
     a_number_each = 8 * n // 2
-    small, large = peak_bytes(10_000), peak_bytes(100 * n)
+    small, large = peak_bytes(1 << 16), peak_bytes(100 * n)
     assert small < 12 * a_number_each
     assert large > 2 * small
 

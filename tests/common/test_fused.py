@@ -23,7 +23,7 @@ from penchant.common.learners.neural.fused.cohort import Cohort
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig
 from penchant.common.privacy.plan import DeviceNoise
-from penchant.common.privacy.sums import Clip
+from penchant.common.privacy.sums import Clip, norm
 from penchant.common.streams import Streams
 
 N_ITEMS = 60
@@ -153,6 +153,23 @@ def test_one_person_who_cannot_be_bounded_adds_nothing_and_takes_nobody_along() 
 
 
 @EVERY
+def test_who_has_nearly_everything_trains_as_on_the_plain_path(name: str) -> None:
+    plain, compiled, state = pair(name)
+    data = Interactions.of([[*range(31)], [*range(N_ITEMS - 1)], [*range(30)], [5, 5, *range(40), 5]], N_ITEMS)
+    assert close(
+        compiled.partial_sum(state, data, Clip(0.5), own), plain.partial_sum(state, data, Clip(0.5), own), atol=5e-6
+    )
+
+
+@pytest.mark.parametrize("bound", [1e-35, 1e47, 1e300])
+def test_a_bound_that_float32_cannot_divide_by_is_kept_too(bound: float) -> None:
+    plain, compiled, state = pair("mlp")
+    found = compiled.partial_sum(state, people(), Clip(bound), own)
+    assert close(found, plain.partial_sum(state, people(), Clip(bound), own), atol=1e-5 * min(1.0, bound))
+    assert all(np.isfinite(values).all() for values in found.values())
+
+
+@EVERY
 def test_kernels_draw_the_examples_of_the_plain_path(name: str) -> None:
     counters = np.arange(50)
     assert [kernels.word(9, c) for c in counters] == draws.words(9, counters).tolist()
@@ -223,6 +240,33 @@ def sums_of(name: str, device: DeviceNoise, n: int, *, plain: bool = False) -> d
         one = learner if plain else compiled
         found.append(one.partial_sum(state, data, Clip(np.inf), partial(streams.scope, "local")))
     return {key: np.array([sums[key] for sums in found]) for key in found[0]}
+
+
+@pytest.mark.parametrize("size", [1e2, 1e3, 5e3, 2e4])
+def test_a_group_whose_gradient_nearly_cancels_is_cut_to_its_own_length(size: float) -> None:
+    # A positive and a negative with all but equal large vectors: their gradients are large and opposite.
+    device = DeviceNoise(clip_norm=1.0, noise_multiplier=1e-12, rate=1.0, steps=1, divisor=1.0)
+    _, compiled, state = pair("mlp", 8, device=device, local=LocalTraining(lr=1.0, negatives=1))
+    random = np.random.default_rng(3)
+    state["item.weight"] = (size * (1 + 1e-4 * random.standard_normal((N_ITEMS, 8)))).astype(np.float32)
+    for seed in range(40):
+        data = Interactions.of([[seed]], N_ITEMS)
+        change = compiled.partial_sum(state, data, Clip(np.inf), partial(Streams(seed).scope, "person"))
+        assert norm(change) <= 1.0 + 1e-5
+
+
+def test_who_cannot_be_bounded_still_sends_noise() -> None:
+    device = DeviceNoise(clip_norm=1.0, noise_multiplier=1.0, rate=1.0, steps=4, divisor=1.0)
+    _, compiled, state = pair("mlp", 8, device=device, local=LocalTraining(lr=1.0), threads=1)
+    state["item.weight"][7] = 3e38  # finite, and what it meets overflows
+    data, variance = Interactions.of([[1, 2, 3, 7]] * 50, N_ITEMS), 50 * 4
+    sums = [
+        compiled.partial_sum(state, data, Clip(np.inf), partial(Streams(seed).scope, "local")) for seed in range(40)
+    ]
+    for key in sums[0]:
+        spread = np.square([one[key] for one in sums])
+        spread = spread[:, 8:] if key in ("item.weight", "bias.weight") else spread  # rows that gradients leave alone
+        assert 0.8 * variance < spread.mean()
 
 
 @EVERY

@@ -249,13 +249,15 @@ def test_another_seed_learns_and_scores_otherwise_on_the_same_data(whole: Done, 
 
 
 def test_the_number_of_nodes_changes_no_figure_of_mf_and_cooccurrence(whole: Done, tmp_path: Path) -> None:
-    # Partial sums are added in another order, so weights move by rounding: 1e-5 of the largest at most.
+    # Partial sums are added in another order, so weights move by rounding: 1e-5 of the largest at most. Devices' noise
+    # that nobody reads is drawn for each node's sum, so unit interaction has the same law and other draws.
     for nodes in (1, 5):
         other = play(replace(TINY, nodes=nodes), tmp_path / str(nodes))
         for ours, theirs in zip(whole.results["runs"], other.results["runs"], strict=True):
-            assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-6)
+            if ours["name"] != "fedavg+opacus":
+                assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-6)
         one, two = weights(whole.path), weights(other.path)
-        for model in one:
+        for model in one.keys() - {"fedavg+opacus"}:
             for name in one[model].keys() - {"vectors"}:  # eigenvectors have no sign
                 largest = max(1.0, float(np.abs(one[model][name]).max()))
                 assert np.abs(one[model][name] - two[model][name]).max() <= 1e-5 * largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import Array
 from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penchant.client._flower import client_app
 from penchant.client.node import Node
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import BudgetExhausted, PenchantError
+from penchant.common.errors import BudgetExhausted, InvalidConfig, PenchantError
 from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner
@@ -32,7 +34,7 @@ from penchant.server import _flower as server_side
 from penchant.server._flower import AfterRound, server_app
 from penchant.server.rounds import RoundRecord, Rounds
 from penchant.simulations import engine
-from penchant.simulations._flower import LocalGrid, run_local
+from penchant.simulations._flower import LocalGrid, run_flower, run_local
 from penchant.simulations.engine import Population, save_population, shard_sizes
 from penchant.simulations.plans import Federated
 
@@ -430,6 +432,18 @@ def test_flowers_engine_on_ray_gives_the_same_states_and_keeps_the_caps(
     assert not same(expected[1], expected[0])
     for state, other in zip(states, expected, strict=True):
         assert_same(state, other)
+
+
+@pytest.mark.ray
+def test_a_ray_address_where_nothing_listens_is_refused_in_one_line(
+    require: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("ray")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(InvalidConfig, match=r"RAY_ADDRESS=127\.0\.0\.1:\d+: start it there"):
+            run_flower(ServerApp(), ClientApp(), 1)
 
 
 def test_people_mapped_from_a_folder_are_hosted_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

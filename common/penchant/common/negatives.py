@@ -4,8 +4,9 @@ Held-out items belong to this pool. Leaving them out ("everything the person nev
 one unseen item that training never pushes down, so that a rule which learns nothing finds it; several published
 federated results rest on that leak, and `penchant.simulations.canary` measures it through the function below.
 
-Rule: draw from the whole catalogue, and again while an own item comes; a few draws at most, unless somebody has nearly
-everything. A compiled kernel does the same, draw for draw (`draws.py`).
+Rule: who has at most half of the catalogue draws from all of it, and again while an own item comes. Who has more draws
+a rank among the allowed items and steps over the own ones at or below it. A compiled kernel does the same, draw for
+draw (`draws.py`).
 (Interaction-level privacy draws from the whole public catalogue instead, hits allowed: the pool must not depend on
 another interaction of the same person.)
 """
@@ -43,6 +44,10 @@ def negatives(train_items: Int32 | Sequence[int], n_items: int, shape: int | tup
     if len(own) >= n_items:
         raise InvalidConfig("negatives: no item is left outside the training items")
     size = math.prod(shape) if isinstance(shape, tuple) else shape
+    if 2 * len(own) > n_items:
+        ranks = draws.below(seed, np.arange(size), n_items - len(own))
+        steps = np.searchsorted(own - np.arange(len(own)), ranks, side="right")
+        return (ranks + steps).astype(np.int32).reshape(shape)
     out, open_places, tried = np.empty(size, np.int32), np.arange(size), 0
     while len(open_places):
         drawn = draws.below(seed, open_places + tried * size, n_items)

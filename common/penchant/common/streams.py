@@ -27,6 +27,7 @@ class Streams:
         if root < 0:
             raise ValueError(f"root must be ≥ 0, not {root}")
         self._root = root
+        self._key = root.to_bytes(max(32, (root.bit_length() + 7) // 8), "little")
 
     @staticmethod
     def from_os() -> Streams:
@@ -55,8 +56,7 @@ class Streams:
 
     def key(self, name: str, *numbers: int) -> bytes:
         """32 bytes for a stream cipher (`privacy/noise.py`): HMAC-SHA256 of name and numbers under the root."""
-        root = self._root.to_bytes(max(32, (self._root.bit_length() + 7) // 8), "little")
-        return hmac.digest(root, "\0".join((name, *map(str, numbers))).encode(), "sha256")
+        return hmac.digest(self._key, "\0".join((name, *map(str, numbers))).encode(), "sha256")
 
     def child(self, name: str, *numbers: int) -> Streams:
         """Streams under a root of their own, for a part that should not know its siblings' names."""

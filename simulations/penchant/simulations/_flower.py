@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from penchant.common.errors import MissingExtra, PenchantError
+from penchant.common.errors import InvalidConfig, MissingExtra, PenchantError
 
 _RUN = 1
 
@@ -77,8 +78,11 @@ class LocalGrid(Grid):
         batch = {f"m{next(self._ids)}": message for message in messages}
         for name, message in batch.items():
             message.metadata.__dict__["_message_id"] = name
-        with ThreadPoolExecutor(self._threads) as pool:
-            self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
+        if len(batch) == 1 or self._threads == 1:  # a thread of its own costs more than a small round
+            self._replies.update({name: self._answer(message) for name, message in batch.items()})
+        else:
+            with ThreadPoolExecutor(self._threads) as pool:
+                self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
         return list(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -105,17 +109,21 @@ def run_local(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
 def run_flower(server: ServerApp, client: ClientApp, n_nodes: int, *, gpus: float = 0.0) -> None:
     """Runs both apps on Flower's simulation engine; an error of the ServerApp is raised here.
 
+    The workers are those of the Ray cluster that RAY_ADDRESS names, or of one that is started for the run.
+
     Args:
         gpus: share of a GPU that a worker takes.
 
     Raises:
         MissingExtra: Ray is not installed.
+        InvalidConfig: nothing answers at RAY_ADDRESS.
     """
     try:
         import ray  # noqa: F401  # Flower reports its absence only after start-up
         from flwr.simulation import run_simulation
     except ImportError:
         raise MissingExtra("ray", "ray") from None
+    _find(os.environ.get("RAY_ADDRESS", ""))
     failures: list[BaseException] = []
     guarded = ServerApp()
 
@@ -137,6 +145,19 @@ def run_flower(server: ServerApp, client: ClientApp, n_nodes: int, *, gpus: floa
                 raise PenchantError(f"Flower's engine failed: {error}") from error
     if failures:
         raise failures[0]
+
+
+def _find(address: str) -> None:
+    """Refuses a HOST:PORT where nothing listens; Ray would try it for minutes, deaf to signals."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):  # Ray's own words, such as auto
+        return
+    try:
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=5.0).close()
+    except OSError:
+        raise InvalidConfig(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: start it there, or unset RAY_ADDRESS"
+        ) from None
 
 
 @contextmanager

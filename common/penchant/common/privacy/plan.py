@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from penchant.common.errors import InvalidConfig, PrivacyRefused, UnknownMechanism
@@ -392,6 +393,10 @@ class PrivacyPlan:
 
         A field added after the first release is left out at its default, so that older plans keep their digest.
         """
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         fields = _without(asdict(self), _ADDED)
         fields["sums"] = [_without(spec, _ADDED_TO_SUMS) for spec in fields["sums"]]
         for spec in fields["sums"]:
@@ -399,7 +404,7 @@ class PrivacyPlan:
                 spec["clip_norm"] = None
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

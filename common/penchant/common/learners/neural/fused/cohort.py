@@ -7,6 +7,8 @@ thread, and one person's rows. People are dealt longest first, in chunks that a 
 
 from __future__ import annotations
 
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +87,7 @@ def _layout(model: InterestModel) -> _Layout | None:
 
 def fits(model: InterestModel, config: LocalTraining) -> bool:
     """Whether there is a kernel for this training, without adapters."""
-    return _layout(model) is not None and not config.proximal
+    return type(model) in (MF, MLP, NeuMF) and not config.proximal
 
 
 class Cohort:
@@ -135,6 +137,11 @@ class Cohort:
             **self._starts,
         )
 
+    @staticmethod
+    def can_clip(clip: Clip) -> bool:
+        """Whether the kernels clip as `clip` does: whole contributions, on a grid that float32 can divide by."""
+        return clip.row_norm is None and (clip.bound == math.inf or 1e-30 < clip.bound < 1e30)
+
     def partial_sum(self, state: Mapping[str, Any], histories: Interactions, clip: Clip, seeds: Any) -> Arrays:
         """Σ clip(trained − received) over these people, float64 by name.
 
@@ -173,7 +180,12 @@ class Cohort:
         return self._unpacked(totals)
 
     def private_sum(
-        self, state: Mapping[str, Any], histories: Interactions, rule: DeviceNoise, randoms: Sequence[Streams]
+        self,
+        state: Mapping[str, Any],
+        histories: Interactions,
+        clip: Clip,
+        rule: DeviceNoise,
+        people: Sequence[Streams],
     ) -> Arrays:
         """Σ (trained − received) over these people by DP-SGD, noise included, float64 by name.
 
@@ -183,14 +195,15 @@ class Cohort:
         and not for what clips, compresses, audits or keeps a single change. Noise is simulated, from no cipher.
 
         Args:
-            randoms: the streams of each person.
+            clip: an infinite one, which only counts.
+            people: the streams of each person.
         """
-        group, longest, people = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), histories.n_users
+        group, longest, n = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), len(people)
         lr, stddev = self._config.lr / rule.divisor, rule.noise_multiplier * rule.clip_norm
-        words = [[own.word(name) for name in ("coins", "pool", "noise")] for own in randoms]
+        words = [[own.word(name) for name in ("coins", "pool", "noise")] for own in people]
         given = (
             (histories.offsets, histories.items),
-            np.array(words, np.uint64).reshape(people, 3),
+            np.array(words, np.uint64).reshape(n, 3),
             self._model,
             self._packed(state),
             self._where_vectors_start(state, histories, fitted=False),
@@ -199,24 +212,26 @@ class Cohort:
         )
         rows = longest + rule.steps * longest * self._config.negatives
 
-        def work(chosen: Int64, scratch: Any, total: Any) -> None:
+        def work(chosen: Int64, scratch: Any, total: Any) -> int:
             own, (last, drawn, values) = scratch, total
-            kernels.train_private(chosen, *given, own, last, drawn, values)
+            refused: int = kernels.train_private(chosen, *given, own, last, drawn, values)
+            return refused
 
         def totals() -> Any:
             last = np.zeros(min(self._n_items, rows), np.int32)
             return last, np.zeros(self._n_items, np.int64), self._totals()
 
-        (_, drawn, values), _ = self._on_threads(
+        (_, drawn, values), refused = self._on_threads(
             work,
             histories.lengths,
             scratch=lambda: self._scratch(longest, rows, longest * group, longest * group),
             totals=totals,
         )
+        clip.count(n, within=n - sum(refused), refused=sum(refused))
         out = self._unpacked(values)
-        owed = lr * stddev * np.sqrt(people * rule.steps - drawn)
+        owed = lr * stddev * np.sqrt(n * rule.steps - drawn)
         for name in (table for table in self._tables if table in out):
-            random = randoms[0].get(f"owed/{name}") if people else np.random.default_rng(0)
+            random = people[0].get(f"owed/{name}") if n else np.random.default_rng(0)
             out[name] = out[name] + owed[:, None] * random.standard_normal(out[name].shape)
         return out
 
@@ -389,3 +404,7 @@ def _dealt(lengths: Int64, threads: int) -> list[Int64]:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """One for the process: nodes that answer at the same time share its threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="penchant-kernel")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child

@@ -16,13 +16,16 @@ them, r a row of the person's own copy of the tables: `place[e]` is the row of e
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from penchant.common.learners.neural.fused import simd
 from penchant.common.learners.neural.fused.simd import (
     add,
     fma,
@@ -38,19 +41,33 @@ from penchant.common.learners.neural.fused.simd import (
     where_positive,
     widen,
 )
-from penchant.common.privacy.noise import ziggurat
+from penchant.common.privacy import noise
 
 _LAYERS = 256
-_EDGES, _UNDER, _HEIGHTS = ziggurat()
+_EDGES, _UNDER, _HEIGHTS = noise.ziggurat()
 _TILE = 8  # rows of a product that stay in registers
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-}
-_jit: Any = njit(**_OPTIONS)
-_inline: Any = njit(forceinline=True, **_OPTIONS)
+_FAST = {"reassoc", "contract", "nsz", "arcp"}  # and NaN stays NaN
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
+_SOURCES = (__file__, simd.__file__, noise.__file__)
+_STAMP = hashlib.sha256(b"".join(Path(source).read_bytes() for source in _SOURCES)).hexdigest()[:12]
+
+
+def _compiled(function: Any, **options: Any) -> Any:
+    """Numba keeps what it compiled by a function's name and its own file; the name says what else is in it."""
+    function.__qualname__ += f"-{_STAMP}"
+    try:
+        return njit(cache=True, **_OPTIONS, **options)(function)
+    except RuntimeError:  # nowhere to keep it
+        return njit(**_OPTIONS, **options)(function)
+
+
+def _jit(function: Any) -> Any:
+    return _compiled(function)
+
+
+def _inline(function: Any) -> Any:
+    return _compiled(function, forceinline=True)
+
 
 Model = namedtuple("Model", "n_items dn dp wide_network wide_product trains_dense h1 h2 hl u1 v1 b1 w2 b2 wh wp b0")
 """Sizes, padded (dn, dp, h1, h2, hl) and not (wide_network, wide_product), and where each part of `dense` starts: W₁ᵘ,
@@ -399,6 +416,9 @@ def draw_groups(items, seed, epochs, group, model, slot, order, own, place):
     for i in range(n):
         _, n_rows = row_of(items[i], slot, own.rows, n_rows)
     n_own = n_rows
+    few = 2 * n_own <= model.n_items
+    below_own = np.sort(own.rows[: 0 if few else n_own])
+    below_own = below_own - np.arange(len(below_own))
     if n_own < model.n_items:
         pool = word(seed, 0)
         size = epochs * n * (group - 1)
@@ -414,10 +434,14 @@ def draw_groups(items, seed, epochs, group, model, slot, order, own, place):
                 place[at] = slot[items[order[i]]]
                 for k in range(group - 1):
                     counter = (epoch * n + i) * (group - 1) + k
-                    item = below(pool, counter, model.n_items)
-                    while 0 <= slot[item] < n_own:
-                        counter += size
+                    if few:
                         item = below(pool, counter, model.n_items)
+                        while 0 <= slot[item] < n_own:
+                            counter += size
+                            item = below(pool, counter, model.n_items)
+                    else:
+                        rank = below(pool, counter, model.n_items - n_own)
+                        item = rank + np.searchsorted(below_own, rank, side="right")
                     r, n_rows = row_of(item, slot, own.rows, n_rows)
                     place[at + 1 + k] = r
     for r in range(n_rows):
@@ -517,11 +541,17 @@ def disturb(values, at, n, stddev, seed, counter):
 
 @_inline
 def dot(a, a_at, b, b_at, n):
-    """Σ a b over n values."""
-    sums = splat(np.float32(0.0))
+    """Σ a b over n values, in float64: what follows may cancel."""
+    sums = splat(0.0)
     for j in range(0, n, 16):
-        sums = fma(load(a, a_at + j), load(b, b_at + j), sums)
+        sums = fma(widen(load(a, a_at + j)), widen(load(b, b_at + j)), sums)
     return total(sums)
+
+
+@_inline
+def squared(values):
+    """Σ of the squares of a vector's lanes, in float64."""
+    return total(times(widen(values), widen(values)))
 
 
 @_jit
@@ -536,29 +566,29 @@ def group_square(model, own, place, at, first, group, batch):
     """
     dn, dp, h1, h2, hl = model.dn, model.dp, model.h1, model.h2, model.hl
     last, end = batch.a2 if h2 else batch.a1, first + group
-    square, sum_g = np.float32(0.0), np.float32(0.0)
+    square, sum_g = 0.0, 0.0
     for e in range(first, end):
-        sum_g += batch.g[e]
+        sum_g += np.float64(batch.g[e])
     if model.trains_dense:
         square += sum_g * sum_g  # b
     for j in range(0, hl, 16):  # w
         sums = splat(np.float32(0.0))
         for e in range(first, end):
             sums = fma(spread(batch.g, e), load(last, e * hl + j), sums)
-        square += total(times(sums, sums))
+        square += squared(sums)
     for j in range(0, dp, 16):  # wᴾ and uᴾ
         sums = splat(np.float32(0.0))
         for e in range(first, end):
             sums = fma(spread(batch.g, e), load(batch.vp, e * dp + j), sums)
         on_weights, on_user = times(sums, load(own.user_product, j)), times(sums, load(own.dense, model.wp + j))
-        square += total(times(on_user, on_user))
+        square += squared(on_user)
         if model.trains_dense:
-            square += total(times(on_weights, on_weights))
+            square += squared(on_weights)
     for j in range(0, h2, 16):  # b₂
         sums = splat(np.float32(0.0))
         for e in range(first, end):
             sums = add(sums, load(batch.z2, e * h2 + j))
-        square += total(times(sums, sums))
+        square += squared(sums)
     for j in range(0, h1, 16):
         sums = splat(np.float32(0.0))
         for e in range(first, end):
@@ -569,10 +599,10 @@ def group_square(model, own, place, at, first, group, batch):
         sums = splat(np.float32(0.0))
         for j in range(h1):
             sums = fma(spread(batch.d1, j), load(batch.turned1, j * dn + k), sums)
-        square += total(times(sums, sums))
+        square += squared(sums)
     for e in range(first, end):
         for f in range(e, end):
-            twice = np.float32(1.0 if e == f else 2.0)
+            twice = 1.0 if e == f else 2.0
             if h1:  # W₁ᵛ
                 square += (
                     twice * dot(batch.z1, e * h1, batch.z1, f * h1, h1) * dot(batch.vn, e * dn, batch.vn, f * dn, dn)
@@ -585,7 +615,7 @@ def group_square(model, own, place, at, first, group, batch):
                 square += twice * dot(batch.gn, e * dn, batch.gn, f * dn, dn)
                 square += twice * dot(batch.gp, e * dp, batch.gp, f * dp, dp)
                 if len(own.bias):
-                    square += twice * batch.g[e] * batch.g[f]
+                    square += twice * np.float64(batch.g[e]) * np.float64(batch.g[f])
     return square
 
 
@@ -596,16 +626,16 @@ def clip_groups(model, own, place, at, n, group, bound, batch):
     if h1:
         turn(dn, h1, own.dense, model.u1, batch.turned1)
     for first in range(0, n, group):
-        length = math.sqrt(np.float64(group_square(model, own, place, at, first, group, batch)))
-        scale = np.float32(min(1.0, bound / length) if length > 0.0 else 1.0)
-        if not length < np.inf:
-            scale = np.float32(0.0)
-        scales = splat(scale)
+        square_length = group_square(model, own, place, at, first, group, batch)
+        scale = np.float32(0.0)
+        if 0.0 <= square_length < np.inf:
+            scale = np.float32(min(1.0, bound / math.sqrt(square_length)) if square_length > 0.0 else 1.0)
+        scales, none = splat(scale), splat(np.float32(0.0))
         for e in range(first, first + group):
             batch.g[e] = batch.g[e] * scale if scale > 0.0 else np.float32(0.0)
             for values, width in ((batch.z1, h1), (batch.z2, h2), (batch.gn, dn), (batch.gp, dp)):
                 for j in range(e * width, (e + 1) * width, 16):
-                    store(values, j, times(load(values, j), scales))
+                    store(values, j, times(load(values, j), scales) if scale > 0.0 else none)  # 0 · ∞ is not 0
 
 
 @_jit
@@ -639,12 +669,15 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
 
     `rule` is (C, σ C, rate, steps, examples of a group, interactions left out at the start, step size). `seeds`
     uint64[n_users, 3]: of coins, negatives, noise.
+
+    Returns how many were refused: a change that is not finite counts as noise alone.
     """
     (offsets, items), (bound, stddev, rate, steps, group, left_out, lr) = histories, rule
     slot, _, place, own, batch = scratch
+    refused = 0
     for person in people:
         history = items[offsets[person] : offsets[person + 1]]
-        coins, pool, noise = seeds[person, 0], seeds[person, 1], seeds[person, 2]
+        coins, pool, noise_seed = seeds[person, 0], seeds[person, 1], seeds[person, 2]
         counter, n_rows = 0, 0
         for j in range(0, len(own.dense), 16):
             store(own.dense, j, load(weights.dense, j))
@@ -661,10 +694,10 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
                 r = place[e]
                 if last[r] < at_step:
                     owed = np.float32(move * math.sqrt(np.float64(at_step - last[r])))
-                    counter = disturb(own.network, r * model.dn, model.wide_network, owed, noise, counter)
-                    counter = disturb(own.product, r * model.dp, model.wide_product, owed, noise, counter)
+                    counter = disturb(own.network, r * model.dn, model.wide_network, owed, noise_seed, counter)
+                    counter = disturb(own.product, r * model.dp, model.wide_product, owed, noise_seed, counter)
                     if len(own.bias):
-                        counter = disturb(own.bias, r, 1, owed, noise, counter)
+                        counter = disturb(own.bias, r, 1, owed, noise_seed, counter)
                     last[r] = at_step
             if n:
                 gather(model, own, place, 0, n, batch)
@@ -676,11 +709,19 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
                 step(model, own, place, 0, n, rates, np.float32(lr), batch)
             for i in range(len(own.dense)):
                 if rates.dense[i] > 0.0:
-                    one, counter = normal(noise, counter)
+                    one, counter = normal(noise_seed, counter)
                     own.dense[i] += move * one
-            counter = disturb(own.user_network, 0, model.wide_network, move, noise, counter)
-            counter = disturb(own.user_product, 0, model.wide_product, move, noise, counter)
-        clip_and_add(model, weights, own, n_rows, np.inf, 1.0, 0.0, sums)
+            counter = disturb(own.user_network, 0, model.wide_network, move, noise_seed, counter)
+            counter = disturb(own.user_product, 0, model.wide_product, move, noise_seed, counter)
+        sound = clip_and_add(model, weights, own, n_rows, np.inf, 1.0, 0.0, sums) >= 0
+        refused += not sound
         for r in range(n_rows):
-            drawn[own.rows[r]] += last[r]
+            if sound:
+                drawn[own.rows[r]] += last[r]
             slot[own.rows[r]] = -1
+        if not sound:  # noise alone, as much as anybody's; of the rows it is all owed
+            for i in range(len(own.dense)):
+                if rates.dense[i] > 0.0:
+                    one, counter = normal(noise_seed, counter)
+                    sums.dense[i] += np.float64(move) * math.sqrt(np.float64(steps)) * np.float64(one)
+    return refused
