@@ -29,6 +29,7 @@ from penchant.common.interests.intensity import (
 )
 from penchant.common.learners.contract import State
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
+from penchant.common.learners.newcomers import RIDGE
 from penchant.common.learners.strengths import Strengths, StrengthsConfig, automatic, split
 from penchant.common.privacy import gaussian, sums
 from penchant.common.privacy.sums import Clip
@@ -278,17 +279,22 @@ class TestPrivateSums:
         np.testing.assert_allclose(exact["terms"][HEAD], offset + likes - mean, atol=1e-5)
         np.testing.assert_allclose(exact["variances"][HEAD], 0, atol=1e-6)
         rest = np.setdiff1d(np.arange(N_ITEMS), HEAD)
-        assert not exact["terms"][rest].any()
         np.testing.assert_allclose(exact["variances"][rest], 0.12**2, rtol=1e-6)
         sigma, spread = 2.0, 0.12
         noisy = learner(shrink=0.0, strengths_stddev=sigma).apply(begun(), total, 10.0)
-        # R = C b + noise of variance σ²(¼ + offset²): the normal posterior of b
-        noise = sigma**2 * (0.25 + mean**2)
-        precision = 1 / spread**2 + counts**2 / noise
+        # r = b + noise of variance σ²(¼ + offset²)/C², b about what features say: the normal posterior of b
+        noise, apart = sigma**2 * (0.25 + mean**2) / counts**2, offset + likes - mean
+        kept = spread**2 / (spread**2 + noise)
+        features = np.hstack([made.content, np.ones((N_ITEMS, 1))]).astype(np.float64)
+        rows = np.vstack([np.sqrt(kept)[:, None] * features[HEAD], math.sqrt(RIDGE) * np.eye(features.shape[1])])
+        right = np.concatenate([np.sqrt(kept) * apart, np.zeros(features.shape[1])])
+        prior = features @ np.linalg.lstsq(rows, right, rcond=None)[0]
+        precision = 1 / spread**2 + 1 / noise
         np.testing.assert_allclose(noisy["variances"][HEAD], 1 / precision, rtol=1e-4)
-        np.testing.assert_allclose(
-            noisy["terms"][HEAD], (counts**2 * (offset + likes - mean) / noise) / precision, atol=1e-5
-        )
+        expected = (prior[HEAD] / spread**2 + apart / noise) / precision
+        np.testing.assert_allclose(noisy["terms"][HEAD], expected, atol=1e-5)
+        np.testing.assert_allclose(noisy["terms"][rest], prior[rest], atol=1e-5)
+        assert np.abs(noisy["terms"] - exact["terms"]).max() > 0.005
 
     def test_noise_alone_says_nothing(self) -> None:
         total: Arrays = {"strengths": np.array([[-3.0, 2.0]] * len(HEAD), np.float32)}

@@ -173,7 +173,7 @@ def probability(strength: AnyFloat, *, steepness: float = 8.0, boundary: float =
 
     Args:
         strength: r̂, float[n] in [0, 1].
-        steepness: λ > 0; public.
+        steepness: λ > 0; public. Of 4.5, 5.5, 6.5 and 8, the best calibrated on validation ratings of MovieLens-100K.
         boundary: strength at which interest is as likely as not; public. Midway between 3 and 4 of 5 stars.
     """
     return np.asarray(1 / (1 + np.exp(-steepness * (np.asarray(strength, np.float64) - boundary))), np.float64)
