@@ -21,6 +21,7 @@ from penchant.common.interests.intensity import (
     RATING_MODEL,
     Calibration,
     Intensities,
+    Intensity,
     IntensityConfig,
     ItemTerms,
     increasing,
@@ -217,12 +218,28 @@ class TestCalibration:
         np.testing.assert_allclose(found.at_least(0.75, at**2), at, atol=0.05)
         assert np.abs(at**2 - at).min() < 0.05 < 0.2 < np.abs(at**2 - at).max()
 
-    def test_bins_below_the_noise_say_nothing_and_with_none_left_a_score_stands_for_itself(self) -> None:
-        table = np.array([[2.0, 1.0], [50.0, 50.0], [-3.0, 9.0]])
-        found = Calibration(table, stddev=3.0)
-        np.testing.assert_allclose(found.strength(np.array([0.1, 0.5, 0.9])), 0.5)
-        assert Calibration(table).strength(np.array([0.1]))[0] == pytest.approx(1 / 3)
-        assert Calibration(np.zeros((4, 5))).strength(np.array([0.3])).tolist() == [0.3]
+    def test_few_counts_or_much_noise_leave_a_score_as_it_was(self) -> None:
+        at = np.array([0.125, 0.375, 0.625, 0.875])
+        before = Intensity(at, np.zeros(4), 0.24).at_least(0.625)  # 0.75 less half a level
+        table = np.tile([[10.0, 0, 0, 0, 30.0]], (4, 1))
+        for far in (Calibration(np.zeros((4, 5))), Calibration(1e-6 * table), Calibration(table, stddev=1e4)):
+            np.testing.assert_allclose(far.strength(at), at, atol=1e-4)
+            np.testing.assert_allclose(far.at_least(0.75, at), before, atol=1e-4)
+        sure = Calibration(1e6 * table)
+        np.testing.assert_allclose(sure.strength(at), 0.75, atol=1e-4)
+        np.testing.assert_allclose(sure.at_least(0.75, at), 0.75, atol=1e-4)
+
+    def test_a_bin_is_weighed_against_its_prior_as_its_docstring_says(self) -> None:
+        table, stddev = np.array([[10.0, 0.0, 30.0]]), 2.0
+        kept = 0.06**2 / (0.06**2 + 0.24**2 / 40 + stddev**2 * (0.75**2 + 0.25**2 + 0.25**2) / 40**2)
+        found = Calibration(table, stddev).strength(np.array([0.3]))[0]
+        assert found == pytest.approx(0.5 + kept * 0.25)
+
+    def test_a_table_of_noise_alone_stays_in_range_and_in_order(self) -> None:
+        found = Calibration(np.random.default_rng(0).normal(0, 5, (20, 5)), stddev=5.0)
+        for values in (found.strength(np.linspace(0, 1, 50)), found.at_least(0.75, np.linspace(0, 1, 50))):
+            assert ((values >= 0) & (values <= 1)).all()
+            assert (np.diff(values) >= 0).all()
 
     def test_a_long_own_history_outweighs_what_was_released_and_a_short_one_does_not(self) -> None:
         released = Calibration(np.tile([[50.0, 50.0]], (4, 1)))

@@ -8,8 +8,9 @@ the person's own and stays on the device. One item speaks of another through x�
 kernel. Each own strength as the others predict it is exact and free (Cook's identity): y − (y − ŷ)/(1 − h), with
 h = xᵀA⁻¹x. Without vectors (τ_f = 0) it is the rating model μ + b_person + b_item.
 
-Calibration: counts of (score bin × strength level) say what strength was met where such a score was given; isotonic
-regression over the bins, and linear in between. The counts are one private sum, or the device's own for a long history.
+Calibration: counts of (score bin × strength level) say what strength was met where such a score was given; shrunk by
+how little was counted, then isotonic regression over the bins. The counts are one private sum, or the device's own for
+a long history.
 
 Sources: Bishop 2006, Pattern Recognition and Machine Learning, section 3.3; Koren, Bell and Volinsky 2009, "Matrix
 factorization techniques for recommender systems" (μ + b_u + b_i); Zadrozny and Elkan 2002, "Transforming classifier
@@ -23,7 +24,6 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from penchant.common.arrays import AnyFloat, Float32, Float64, Int32, Int64
 from penchant.common.errors import InvalidConfig
@@ -218,48 +218,68 @@ def increasing(values: AnyFloat, weights: AnyFloat) -> Float64:
 class Calibration:
     """What strengths are met at each score.
 
+    Of a bin with m counted, noise of stddev σ in each cell and mean worth v (a strength, or 1 where it is high enough):
+
+        value = prior + g (v − prior),    g = t² / (t² + s²/m + σ² Σ(worth − v)²/m²),    and g = 0 where m ≤ 0
+
+    so that few counts or much noise leave what was said before. Then isotonic over bins with weights g, and linear
+    in between.
+
     Attributes:
         table: float[n_bins, n_levels], as `outcomes` counts, summed over people or events, and perhaps noised.
-        stddev: of the noise in each cell; a bin with less in it than twice its noise says nothing.
+        stddev: σ, of the noise in each cell.
+        scatter: s, stddev of one event's strength about its expectation.
+        trust: t > 0, how far off a score is thought to be before anything is counted; chosen on validation ratings of
+            MovieLens-100K.
+        prior: another calibration to fall back on; a score itself, scattered normally, if None.
     """
 
     table: AnyFloat
     stddev: float = 0.0
+    scatter: float = 0.24
+    trust: float = 0.06
+    prior: Calibration | None = None
     levels: Float64 = field(init=False)
 
     def __post_init__(self) -> None:
         if self.table.ndim != 2 or self.table.shape[0] < 1 or self.table.shape[1] < 2:
             raise InvalidConfig(f"a table needs bins and at least two levels, not shape {self.table.shape}")
+        if not (0 <= self.stddev < math.inf and 0 < self.scatter < math.inf and 0 < self.trust < math.inf):
+            raise InvalidConfig("stddev must be ≥ 0, scatter and trust positive, all finite")
         object.__setattr__(self, "levels", np.linspace(0, 1, self.table.shape[1]))
 
     def strength(self, scores: AnyFloat) -> Float64:
-        """float64[n] in [0, 1], the expected strength where such a score is given; the score if nothing is known."""
-        return self._read(scores, self.levels)
+        """float64[n] in [0, 1], the expected strength where such a score is given."""
+        middles = self._middles()
+        return self._read(scores, self.levels, self.prior.strength(middles) if self.prior else middles)
 
     def at_least(self, strength: float, scores: AnyFloat) -> Float64:
-        """float64[n], probability of an event at least so strong; the score itself if nothing is known."""
-        return self._read(scores, (self.levels >= strength).astype(np.float64))
+        """float64[n], probability of an event of at least this level."""
+        middles = self._middles()
+        if self.prior:
+            before = self.prior.at_least(strength, middles)
+        else:
+            boundary = strength - 0.5 / (len(self.levels) - 1)  # half a level below
+            before = Intensity(middles, np.zeros(len(middles)), self.scatter).at_least(boundary)
+        return self._read(scores, (self.levels >= strength).astype(np.float64), before)
 
-    def with_own(self, scores: AnyFloat, strengths: AnyFloat, *, weight: float = 20.0) -> Calibration:
-        """This one as a prior worth `weight` events in each bin, with the person's own events counted on top.
+    def with_own(self, scores: AnyFloat, strengths: AnyFloat) -> Calibration:
+        """The person's own events, with this one to fall back on.
 
         Args:
             scores: float[n], of own events as the others predict them (`Intensities.own`).
             strengths: float[n], what they were.
         """
-        kept, mass = self._kept()
-        shares = np.zeros(self.table.shape)
-        shares[kept] = self.table[kept] / mass[kept, None]
-        return Calibration(weight * shares + outcomes(scores, strengths, *self.table.shape))
+        own = outcomes(scores, strengths, *self.table.shape)
+        return Calibration(own, scatter=self.scatter, trust=self.trust, prior=self)
 
-    def _kept(self) -> tuple[npt.NDArray[np.bool_], Float64]:
-        mass = self.table.sum(axis=1, dtype=np.float64)
-        return mass > 2 * self.stddev * math.sqrt(self.table.shape[1]), mass
+    def _middles(self) -> Float64:
+        return np.asarray((np.arange(len(self.table)) + 0.5) / len(self.table), np.float64)
 
-    def _read(self, scores: AnyFloat, worth: Float64) -> Float64:
-        kept, mass = self._kept()
-        if not kept.any():
-            return np.asarray(scores, np.float64)
-        middles = ((np.arange(len(self.table)) + 0.5) / len(self.table))[kept]
-        values = np.clip((self.table[kept] @ worth) / mass[kept], 0, 1)  # noise may leave it
-        return np.asarray(np.interp(scores, middles, increasing(values, mass[kept])), np.float64)
+    def _read(self, scores: AnyFloat, worth: Float64, prior: Float64) -> Float64:
+        mass = np.maximum(self.table.sum(axis=1, dtype=np.float64), 1e-9)
+        met = np.clip((self.table @ worth) / mass, 0, 1)  # noise may leave it
+        noise = self.stddev**2 * ((worth - met[:, None]) ** 2).sum(axis=1) / mass**2
+        kept = self.trust**2 / (self.trust**2 + self.scatter**2 / mass + noise)
+        values = increasing(prior + kept * (met - prior), np.maximum(kept, 1e-12))
+        return np.asarray(np.interp(scores, self._middles(), values), np.float64)

@@ -171,7 +171,7 @@ class Strengths(Learner):
     def calibration(self, state: State) -> Calibration:
         """What devices know of scores; nothing before that round, and then a score stands for itself."""
         found = state.get("outcomes", np.zeros((self.config.bins, self.config.levels)))
-        return Calibration(found, self.config.outcomes_stddev)
+        return Calibration(found, self.config.outcomes_stddev, self.config.model.scatter)
 
     def _scores(self, state: State, histories: Interactions) -> Float32:
         return self.start.scores(state, histories)
