@@ -198,7 +198,7 @@ def truths(
             f"0.9, spread {truth.std():.3f}.",
             _charged(made.guarantee),
             f"Not better than the person's mean, by the paired interval: {', '.join(short) or 'none'}.",
-            "Bands hold the truth less often than the 95 % that a right model's would: tastes move, and are not linear.",
+            "The bands of a model that is right would hold the truth 95 % of the time.",
         ],
     )
 
