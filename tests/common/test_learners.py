@@ -26,6 +26,7 @@ from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConf
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
+from penchant.common.learners.strengths import Strengths, StrengthsConfig
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip
@@ -99,6 +100,11 @@ def als(catalogue: Catalogue = CATALOGUE) -> Learner:
     return Als(catalogue, AlsConfig(start=start, stretch=3, noise_stddev=0.05))
 
 
+def strengths(catalogue: Catalogue = CATALOGUE) -> Learner:
+    start = CooccurrenceConfig(head=12, window=3, dims=3, noise_stddev=0.05)
+    return Strengths(catalogue, StrengthsConfig(start=start, strengths_stddev=0.05, outcomes_stddev=0.05))
+
+
 def fedavg(
     name: str, catalogue: Catalogue = CATALOGUE, *, optimizer: Any = "adam", proximal: float = 0.0, **fields: Any
 ) -> FedAvg:
@@ -121,6 +127,11 @@ CASES = {
     "cooccurrence released": Case(cooccurrence, draws=False, n_applied=3),
     "cooccurrence, all in the head": Case(partial(cooccurrence, head=50), draws=False, n_applied=1),
     **{f"fedavg {name}": Case(partial(fedavg, name), keeps_scores=reads_history(name)) for name in MODELS},
+    "strengths counts": Case(strengths, draws=False),
+    "strengths matrix": Case(strengths, draws=False, n_applied=1),
+    "strengths of items": Case(strengths, draws=False, n_applied=2),
+    "strengths at scores": Case(strengths, draws=False, n_applied=3),
+    "strengths released": Case(strengths, draws=False, n_applied=4),
     "fedavg mf later, sgd": Case(partial(fedavg, "mf", optimizer="sgd"), n_applied=2),
     "fedavg mlp": Case(partial(fedavg, "mlp")),
     "fedavg neumf later": Case(partial(fedavg, "neumf"), n_applied=2),
@@ -293,7 +304,7 @@ class TestEveryLearner:
         state, other = learner.init(Streams(3)), learner.init(Streams(4))
         assert same(case.make().init(Streams(3)), state)
         assert all(np.isfinite(values).all() for values in state.values())
-        assert same(other, state) == isinstance(learner, Cooccurrence | Als)  # which start from nothing
+        assert same(other, state) == isinstance(learner, Cooccurrence | Als | Strengths)  # which start from nothing
         memory = {name for name in state if name.startswith("server/")}
         assert learner.released(state).keys() == state.keys() - memory
         assert bool(memory) == warms_up(learner)  # weights to come; nothing else is kept back
@@ -350,7 +361,7 @@ class TestEveryLearner:
         np.testing.assert_array_equal(device.scores(read, PEOPLE), scores)
         assert same(device.contribution(read, PEOPLE.history(0), stream(0)), at.contributions[0])
         other = case.state(device, seed=1)
-        if not isinstance(device, Cooccurrence | Als) and not warms_up(device, case.n_applied):
+        if not isinstance(device, Cooccurrence | Als | Strengths) and not warms_up(device, case.n_applied):
             assert not np.array_equal(device.scores(other, PEOPLE), scores)
 
     def test_scores_are_finite_and_equal_for_equal_histories(self, case: Case) -> None:
@@ -425,10 +436,10 @@ class TestEveryLearner:
 
     def test_it_is_built_from_its_name_and_plain_settings(self, case: Case) -> None:
         at = ready(case)
-        assert isinstance(at.learner, FedAvg | Cooccurrence | Als)
+        assert isinstance(at.learner, FedAvg | Cooccurrence | Als | Strengths)
         settings = json.loads(json.dumps(config.encode(at.learner.config)))
         built = registry.build(at.learner.name, settings, CATALOGUE)
-        assert isinstance(built, FedAvg | Cooccurrence | Als)
+        assert isinstance(built, FedAvg | Cooccurrence | Als | Strengths)
         assert built.config == at.learner.config
         assert same(built.contribution(at.state, PEOPLE.history(0), stream(0)), at.contributions[0])
 
