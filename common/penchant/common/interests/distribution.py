@@ -135,10 +135,10 @@ class DistributionConfig:
         n_predicted: how many of the best-scored items those are.
     """
 
-    general: float = 5.0
-    keep: float = 0.98
-    predicted: float = 5.0
-    n_predicted: int = 50
+    general: float = 20.0
+    keep: float = 1.0
+    predicted: float = 20.0
+    n_predicted: int = 200
 
     def __post_init__(self) -> None:
         if not 0 < self.general < math.inf or not 0 <= self.predicted < math.inf:
