@@ -29,7 +29,7 @@ FILMS = Catalogue(
 )
 MARKED = dataclasses.replace(FILMS, sensitive=frozenset({"Faith"}))
 POPULARITY: Float32 = np.array([1.0, 0.5, 0.25, 0.25, 1.0], np.float32)
-ONE = DistributionConfig(general=2.0, keep=0.5, predicted=4.0, n_predicted=2)
+ONE = DistributionConfig(general=2.0, keep=0.5, predicted=2.0, n_predicted=2)
 
 # ---------------------------------------------------------------------------------------------------- shares
 
@@ -43,15 +43,18 @@ def test_an_items_topics_share_it_equally_and_nothing_is_shared_of_an_item_witho
 
 def test_shares_are_those_of_the_formula() -> None:
     topics = Topics.of(FILMS)
-    # worked out by hand: g ∝ (0.5, 0.5, 0.125, 0.75, 0.125); items 1 at 0.5 · 0.8 and 0 at 1; predicted items 3 and 2
+    # worked out by hand: g = (0.5, 0.5, 0.125, 0.75, 0.125) / 2; items 1 at 0.5 · 0.8 and 0 at 1, 1.4 in all;
+    # predicted items 3 and 2
     scores = np.array([-np.inf, -np.inf, 1.0, 2.0, 0.0], np.float32)
     found = d.distribution(topics, POPULARITY, [1, 0], [0.8, 1.0], scores, config=ONE)
-    expected = np.array([[0.5, 0.5, 0.125, 0.75, 0.125], [0.5, 0.4, 0, 0.5, 0], [0, 0, 1, 2, 1]]).sum(axis=0)
+    expected = np.array([[0.5, 0.5, 0.125, 0.75, 0.125], [0.5, 0.4, 0, 0.5, 0], [0, 0, 0.7, 1.4, 0.7]]).sum(axis=0)
     np.testing.assert_allclose(found.counts, expected)
     assert found.shares.sum() == pytest.approx(1)
+    unknown = d.distribution(topics, POPULARITY, [], [], scores, config=ONE)  # of whom nothing can be predicted
+    np.testing.assert_allclose(unknown.shares, d.general(topics, POPULARITY))
     ((name, share),) = found.top(1)
     assert name == "Family"
-    assert share == pytest.approx(3.25 / expected.sum())
+    assert share == pytest.approx(2.65 / expected.sum())
 
 
 def test_with_no_interaction_and_nothing_predicted_shares_are_the_general_ones() -> None:
@@ -85,9 +88,11 @@ def test_a_profiles_distribution_is_that_of_its_events_and_its_scores() -> None:
     expected = d.distribution(topics, POPULARITY, [1, 0], [1.0, 0.3], profile.standing().scores)
     np.testing.assert_allclose(d.of_profile(profile, topics).counts, expected.counts)
     refused = Preferences(refused=frozenset({"Family"}))
-    found = d.of_profile(profile, topics, preferences=refused, config=DistributionConfig(n_predicted=1))
+    found = d.of_profile(profile, topics, preferences=refused, config=DistributionConfig(predicted=2.0))
     assert found.names == ("Comedy", "Crime", "Faith", "Horror")
-    assert found.counts[2] > 4 * topics.shares[2, 2] * 0.5  # what may be shown is item 2, so it is what is predicted
+    unpredicted = d.distribution(topics, POPULARITY, [1, 0], [1.0, 0.3], preferences=refused)
+    # what may be shown is items 2 and 4, and of 4 nothing is known: all that is predicted is item 2's
+    np.testing.assert_allclose(found.counts - unpredicted.counts, [0, 0, 1.3, 1.3], atol=1e-12)
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 500), st.floats(1e-3, 500)), min_size=1, max_size=4))

@@ -1,6 +1,6 @@
 """What share of a person's interest each topic has, with an interval, from no interaction on; and lists that keep it.
 
-    a_t = α g_t + Σⱼ oⱼ yⱼ γ^age(j) p(t|j) + π · mean over predicted items i of p(t|i)
+    a_t = α g_t + Σⱼ nⱼ p(t|j) + ρ (Σⱼ nⱼ) mean over predicted items i of p(t|i),   nⱼ = oⱼ yⱼ γ^age(j)
     shares ~ Dirichlet(a),   E = a_t / Σ a,   each alone Beta(a_t, Σ a − a_t)
     g_t ∝ Σᵢ popularityᵢ p(t|i)
 
@@ -131,14 +131,15 @@ class DistributionConfig:
     Attributes:
         general: α > 0, how many interactions the general shares g count for.
         keep: γ in (0, 1], of an interaction's count that is left with each newer one.
-        predicted: π ≥ 0, how many interactions the predicted items count for.
+        predicted: ρ ≥ 0, how much the predicted items count for, as a multiple of the interactions: those of somebody
+            of whom nothing is known are only popular ones, which g has already.
         n_predicted: how many of the best-scored items those are.
     """
 
     general: float = 20.0
     keep: float = 1.0
-    predicted: float = 20.0
-    n_predicted: int = 200
+    predicted: float = 2.0
+    n_predicted: int = 100
 
     def __post_init__(self) -> None:
         if not 0 < self.general < math.inf or not 0 <= self.predicted < math.inf:
@@ -209,14 +210,14 @@ def distribution(
     """
     config, refused = config or DistributionConfig(), (preferences or Preferences()).refused
     own = np.asarray(items, np.int64)
-    age = np.arange(len(own) - 1, -1, -1.0)
-    counts = config.general * general(topics, popularity)
-    counts += (np.asarray(said, np.float64) * config.keep**age) @ topics.shares[own]
+    weights = np.asarray(said, np.float64) * config.keep ** np.arange(len(own) - 1, -1, -1.0)
+    counts = config.general * general(topics, popularity) + weights @ topics.shares[own]
     kept = np.array([name not in refused for name in topics.names], np.bool_)
-    if scores is not None and config.predicted:
+    if scores is not None and config.predicted and weights.any():
         scores = np.where(topics.shares[:, ~kept].any(axis=1), -np.inf, scores)
         best = np.argsort(-scores, kind="stable")[: config.n_predicted]
-        counts += config.predicted * _normalised(topics.shares[best[scores[best] > -np.inf]].sum(axis=0))
+        shares = _normalised(topics.shares[best[scores[best] > -np.inf]].sum(axis=0))
+        counts += config.predicted * weights.sum() * shares
     names = tuple(name for name, stays in zip(topics.names, kept, strict=True) if stays)
     return Distribution(names, counts[kept])
 

@@ -53,8 +53,8 @@ LAST = 0.2
 GRID = {
     "general": (5.0, 10.0, 20.0, 40.0),
     "keep": (0.95, 0.98, 1.0),
-    "predicted": (0.0, 5.0, 10.0, 20.0, 40.0),
-    "n_predicted": (50, 100, 200, 400),
+    "predicted": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "n_predicted": (50, 100, 200),
 }
 
 
@@ -114,8 +114,8 @@ def with_future(everybody: Sequence[Person]) -> list[Person]:
 
 
 def choose(*, data: str = "ml-100k", seed: int = 0) -> DistributionConfig:
-    """The settings of least mean divergence over all lengths, for the people of fold 0 and an exact release."""
-    them = with_future(people(data, None, seed, [0]))
+    """The settings of least mean divergence over all lengths and two releases, exact and ε = 8, for fold 0's people."""
+    them = with_future([person for epsilon in (None, 8.0) for person in people(data, epsilon, seed, [0])])
     futures = [person.shares(person.part(LENGTHS[-1], len(person.history))) for person in them]
     pasts = [[person.part(0, k) for k in LENGTHS] for person in them]
     scores = [
@@ -183,8 +183,8 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0,
         notes=[
             f"{data}, {len(them):,} people of folds 1 to {FOLDS - 1} with {LENGTHS[-1] + FUTURE} interactions or more, "
             f"each with a release made without their fold; {_topics(them, grouped)}. {_conditions(epsilon)}",
-            f"general {config.general:g}, keep {config.keep:g}, predicted {config.predicted:g} of the best "
-            f"{config.n_predicted}: chosen on fold 0 with exact releases.",
+            f"α {config.general:g}, γ {config.keep:g}, ρ {config.predicted:g} over the best {config.n_predicted}: "
+            "chosen on fold 0, for an exact release and one of ε = 8 together.",
             "Own history without any interaction is equal shares. Brackets: 95 % over people, the same in every row.",
             f"A topic's later share lies in its 95 % interval for {coverage} of people and topics; it is a sample of a "
             "few dozen items, not the share itself.",
