@@ -239,6 +239,16 @@ def test_what_must_not_be_shown_is_not_chosen_and_a_short_list_is_short() -> Non
     assert not len(d.calibrated(scores, np.arange(5), SHARES, np.array([1.0, 0]), 9, 1.0))
 
 
+def test_a_list_under_a_refusal_has_no_item_of_that_topic_whatever_is_wanted() -> None:
+    no, topics = Preferences(refused=frozenset({"Family"})), Topics.of(FILMS)
+    scores = np.where(no.hidden(FILMS), -np.inf, np.array([5.0, 1, 1, 4, 0]))
+    target = d.distribution(topics, POPULARITY, [3, 3], [1.0, 1.0], preferences=no).shares
+    shares = topics.without(no).shares
+    assert sorted(d.calibrated(scores, np.arange(5), shares, target, 5, 0.9)) == [1, 2, 4]
+    with pytest.raises(InvalidConfig, match="the target has 4 topics, the items 5"):
+        d.calibrated(scores, np.arange(5), topics.shares, target, 5, 0.9)
+
+
 def test_divergences_are_those_of_scipy() -> None:
     from scipy.spatial.distance import jensenshannon
     from scipy.stats import entropy

@@ -24,6 +24,7 @@ using clustering" (spherical k-means); Arthur and Vassilvitskii 2007 (its start)
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -79,6 +80,11 @@ class Topics:
             own = sorted({place[topic] for topic in topics if topic in place})
             shares[i, own] = 1.0 / max(len(own), 1)
         return cls(names, shares)
+
+    def without(self, preferences: Preferences) -> Topics:
+        """Those that were not refused, as a `Distribution` under these preferences has them."""
+        kept = [name not in preferences.refused for name in self.names]
+        return Topics(tuple(itertools.compress(self.names, kept)), self.shares[:, kept])
 
     @classmethod
     def clusters(cls, catalogue: Catalogue, vectors: Float32, n: int = 20, *, seed: int = 0) -> Topics:
@@ -208,18 +214,17 @@ def distribution(
         said: o y ≥ 0 of each.
         scores: float32[n_items], of what they may like next, −∞ for what must not be shown; None to predict nothing.
     """
-    config, refused = config or DistributionConfig(), (preferences or Preferences()).refused
+    config, preferences = config or DistributionConfig(), preferences or Preferences()
     own = np.asarray(items, np.int64)
     weights = np.asarray(said, np.float64) * config.keep ** np.arange(len(own) - 1, -1, -1.0)
     counts = config.general * general(topics, popularity) + weights @ topics.shares[own]
-    kept = np.array([name not in refused for name in topics.names], np.bool_)
+    kept = np.array([name not in preferences.refused for name in topics.names], np.bool_)
     if scores is not None and config.predicted and weights.any():
         scores = np.where(topics.shares[:, ~kept].any(axis=1), -np.inf, scores)
         best = np.argsort(-scores, kind="stable")[: config.n_predicted]
         shares = _normalised(topics.shares[best[scores[best] > -np.inf]].sum(axis=0))
         counts += config.predicted * weights.sum() * shares
-    names = tuple(name for name, stays in zip(topics.names, kept, strict=True) if stays)
-    return Distribution(names, counts[kept])
+    return Distribution(topics.without(preferences).names, counts[kept])
 
 
 def of_profile(

@@ -247,7 +247,7 @@ def quantized(*, data: str = "ml-100k", epsilon: float | None = None, seed: int 
         ]
         for values, chosen in zip(found.values(), shown, strict=True):
             values[u] = gain(chosen, targets)
-        same[u] = len(np.intersect1d(*shown)) / LIST
+        same[u] = len(np.intersect1d(shown[0], shown[1])) / LIST
     measured = Resamples.of(found, seed=seed)
     side = them[0][0].made.side
     large, little = _size(side), sum(rows.nbytes for rows in pack(side).values())
