@@ -152,7 +152,7 @@ def test_a_sentence_says_each_thing_once_in_both_languages() -> None:
     (one, *_) = explained(profile, n=1)
     full = dataclasses.replace(one, known=0.1, explored=True)
     assert full.sentence().startswith(f"Because you chose {one.reasons[0].title} ({one.reasons[0].share:.0%}), ")
-    assert f"It is {one.topic}, {one.topic_share:.0%} of your interest." in full.sentence()
+    assert f"Its topic {one.topic} is {one.topic_share:.0%} of your interest." in full.sentence()
     assert "a lot (80%)" in full.sentence()
     assert full.sentence().endswith("not only by its score.")
     assert full.sentence("zh").startswith(f"因为你选过“{one.reasons[0].title}”")
