@@ -64,7 +64,7 @@ def test_a_difference_is_that_of_the_rows_and_what_does_not_beat_its_floor_is_sa
         expected = np.subtract(means(rows["posterior"]), means(rows[f"{floor} (floor)"]))
         np.testing.assert_allclose(means(rows[f"posterior − {floor}"]), expected, atol=0.0011)
         for k, cell in zip(d.LENGTHS, rows[f"posterior − {floor}"][1:], strict=True):
-            said = f"{k} interactions against {floor}" in shares.notes[-1]
+            said = f"k = {k} against {floor}" in shares.notes[-1]
             assert said or bounds(cell)[1] <= 0
     assert "no ε" in shares.notes[0]
 

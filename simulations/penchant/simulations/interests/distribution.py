@@ -171,7 +171,7 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0,
         differences = [one.difference(posterior, floor) for one in by_length]
         rows.append([f"posterior − {floor.removesuffix(' (floor)')}", *map(interval, differences)])
         failed += [
-            f"{k} interactions against {floor.removesuffix(' (floor)')}"
+            f"k = {k} against {floor.removesuffix(' (floor)')}"
             for k, difference in zip(LENGTHS, differences, strict=True)
             if difference.high >= 0
         ]
