@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -10,9 +13,18 @@ from penchant.common.arrays import Float32
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.simulations.interests import distribution as d
-from penchant.simulations.interests.releases import Table
+from penchant.simulations.interests.releases import Table, release
 
 DATA = "synthetic:users=80,items=200,interactions=60,topics=6,drift=0.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_releases() -> Iterator[None]:
+    """Three folds, and each release made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(d, "FOLDS", 3)
+        patch.setattr(d, "release", functools.cache(release))
+        yield
 
 
 @pytest.fixture(scope="module")
