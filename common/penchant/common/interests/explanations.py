@@ -36,7 +36,7 @@ MOST = 3
 STRONG, SOME = 2 / 3, 1 / 3
 """Intensities from these on are called strong, or some interest."""
 
-SURE = 0.5
+SURE = 0.25
 """Below this share of its first uncertainty removed, an item is called uncertain."""
 
 
