@@ -103,6 +103,20 @@ def test_columns_that_disagree_and_identifiers_that_repeat_are_refused(
         Catalogue(**fields)  # type: ignore[arg-type]  # fields by name
 
 
+def test_a_sensitive_topic_is_no_feature_and_is_part_of_record_and_version_only_where_there_is_one() -> None:
+    marked = dataclasses.replace(FILMS, sensitive=frozenset({"Drama"}))
+    assert marked.features == ("Animation", "Comedy", "1970s", "1990s")
+    assert marked.content.shape == (3, 4)
+    assert marked.is_sensitive.tolist() == [False, True, False]
+    assert marked.version != FILMS.version
+    assert marked != FILMS
+    assert marked.to_record()["sensitive"] == ["Drama"]
+    assert "sensitive" not in FILMS.to_record()
+    assert Catalogue.from_record(json.loads(json.dumps(marked.to_record()))).sensitive == {"Drama"}
+    with pytest.raises(InvalidConfig, match="'drama' is no topic; did you mean 'Drama'"):
+        dataclasses.replace(FILMS, sensitive=frozenset({"drama"}))
+
+
 # ---------------------------------------------------------------------------------------------------- typed columns
 
 RICH = dataclasses.replace(
@@ -219,7 +233,8 @@ def test_a_record_gives_back_every_field(data: st.DataObject, n: int) -> None:
 
 
 def test_every_field_of_a_catalogue_is_in_its_record() -> None:
-    assert set(RICH.to_record()) == {field.name for field in dataclasses.fields(Catalogue)}
+    every = dataclasses.replace(RICH, sensitive=frozenset({"Drama"}))
+    assert set(every.to_record()) == {field.name for field in dataclasses.fields(Catalogue)}
 
 
 @pytest.mark.parametrize(

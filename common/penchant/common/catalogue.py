@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.common.arrays import Float32, Int32, Int64
+from penchant.common.arrays import Bool, Float32, Int32, Int64
+from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig, MalformedData
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
@@ -35,6 +36,8 @@ class Catalogue:
         titles: what a person would call it; as many as ids.
         topics: the item's topics (genres, categories), possibly none; as many as ids.
         retired: items that keep their position but are recommended no more; a catalogue never drops an item.
+        sensitive: topics that say more of a person than they may want said; each is some item's. They are no feature,
+            so that nothing is learned through them, and no distribution or explanation names them.
         name: of the data set or app.
         categories: columns of one word each (studio, language), by the column's name; "" where unknown.
         numbers: columns of numbers (runtime, price), by name; NaN where unknown, else finite.
@@ -53,6 +56,7 @@ class Catalogue:
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vectors: Mapping[str, Float32] = field(default_factory=dict)
+    sensitive: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for column in ("titles", "topics"):
@@ -64,6 +68,9 @@ class Catalogue:
             raise InvalidConfig("catalogue: ids must be unique")
         if unknown := sorted(self.retired - set(self.ids)):
             raise InvalidConfig(f"catalogue: retired item {unknown[0]!r} is not in it")
+        known = {topic for topics in self.topics for topic in topics}
+        if unknown := sorted(self.sensitive - known):
+            raise InvalidConfig(f"catalogue: sensitive {unknown[0]!r} is no topic{did_you_mean(unknown[0], known)}")
         for kind, checked in (("categories", _words), ("numbers", _numbers), ("texts", _words), ("vectors", _vectors)):
             columns = {}
             for name, values in sorted(getattr(self, kind).items()):
@@ -94,9 +101,16 @@ class Catalogue:
             digest.update("\x1f".join((item, title, *topics)).encode() + b"\x1e")
         if self.retired:
             digest.update("\x1f".join(("retired", *sorted(self.retired))).encode())
+        if self.sensitive:
+            digest.update("\x1f".join(("\x1csensitive", *sorted(self.sensitive))).encode())
         if columns := {kind: values for kind, values in self.to_record().items() if kind in _KINDS and values}:
             digest.update(b"\x1d" + json.dumps(columns, sort_keys=True).encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def is_sensitive(self) -> Bool:
+        """bool[n], which items have a sensitive topic."""
+        return np.array([not self.sensitive.isdisjoint(topics) for topics in self.topics], np.bool_)
 
     @cached_property
     def is_retired(self) -> Int64:
@@ -113,10 +127,10 @@ class Catalogue:
 
     @cached_property
     def features(self) -> tuple[str, ...]:
-        """Names of the public features, each once: every topic, then every decade read from a title's "(1995)"."""
+        """Names of the public features, each once: topics, then decades read from titles' "(1995)"; none sensitive."""
         topics = sorted({t for ts in self.topics for t in ts})
         decades = sorted({d for title in self.titles if (d := decade(title))})
-        return tuple(dict.fromkeys((*topics, *decades)))
+        return tuple(name for name in dict.fromkeys((*topics, *decades)) if name not in self.sensitive)
 
     @cached_property
     def content(self) -> Float32:
@@ -124,14 +138,17 @@ class Catalogue:
         column = {name: j for j, name in enumerate(self.features)}
         out = np.zeros((len(self), len(column)), np.float32)
         for i, (title, topics) in enumerate(zip(self.titles, self.topics, strict=True)):
-            own = sorted({column[name] for name in (*topics, decade(title)) if name})
+            own = sorted({column[name] for name in (*topics, decade(title)) if name and name in column})
             if own:
                 out[i, own] = 1.0 / np.sqrt(len(own))
         return out
 
     def to_record(self) -> dict[str, Any]:
-        """All of it as JSON types: an unknown number is null, a vector column its width and base64 of little-endian."""
-        return {
+        """All of it as JSON types: an unknown number is null, a vector column its width and base64 of little-endian.
+
+        Sensitive topics have a field only where there are any.
+        """
+        record = {
             "name": self.name,
             "ids": list(self.ids),
             "titles": list(self.titles),
@@ -148,6 +165,7 @@ class Catalogue:
                 for name, rows in self.vectors.items()
             },
         }
+        return record | ({"sensitive": sorted(self.sensitive)} if self.sensitive else {})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Catalogue:
@@ -157,7 +175,7 @@ class Catalogue:
             MalformedData: not such a record.
             InvalidConfig: its columns are not those of a catalogue.
         """
-        if unknown := sorted(set(record) - {"name", "ids", "titles", "topics", "retired", *_KINDS}):
+        if unknown := sorted(set(record) - {"name", "ids", "titles", "topics", "retired", "sensitive", *_KINDS}):
             raise MalformedData(f"catalogue record: unknown field {unknown[0]!r}; it may be of a newer penchant")
         try:
             return cls(
@@ -166,6 +184,7 @@ class Catalogue:
                 titles=tuple(record.get("titles", ())),
                 topics=tuple(map(tuple, record.get("topics", ()))),
                 retired=frozenset(record.get("retired", ())),
+                sensitive=frozenset(record.get("sensitive", ())),
                 categories={name: tuple(values) for name, values in record.get("categories", {}).items()},
                 numbers={
                     name: tuple(math.nan if value is None else value for value in values)

@@ -176,14 +176,15 @@ def hashed(texts: Sequence[str], config: ContentConfig) -> Float64:
 
 
 def _labels(catalogue: Catalogue, config: ContentConfig) -> Float64:
-    """Topics and decade; a topic that is named as the item's decade is one label with the larger weight."""
+    """Topics that are not sensitive, and decade; a topic named as the item's decade is one label, the larger weight."""
     column = {name: j for j, name in enumerate(catalogue.features)}
     out = np.zeros((len(catalogue), len(column)))
     for i, (title, topics) in enumerate(zip(catalogue.titles, catalogue.topics, strict=True)):
-        if year := decade(title):
+        if (year := decade(title)) and year in column:
             out[i, column[year]] = config.years
         for topic in topics:
-            out[i, column[topic]] = max(out[i, column[topic]], config.topics)
+            if topic in column:
+                out[i, column[topic]] = max(out[i, column[topic]], config.topics)
     return _unit(out)
 
 
