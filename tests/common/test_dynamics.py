@@ -35,7 +35,7 @@ CATALOGUE = Catalogue(ids=tuple(f"i{k}" for k in range(N_ITEMS)), retired=frozen
 
 def events(topic: int, n: int, start: int = 0) -> list[int]:
     """n items of a topic, from the start-th on."""
-    return np.flatnonzero(topic == TOPICS)[start : start + n].tolist()
+    return list(range(topic, N_ITEMS, N_TOPICS))[start : start + n]
 
 
 def after(items: list[int], dynamics: Dynamics, side: ItemSide = PLAIN, **fields: Any) -> InterestProfile:
@@ -148,7 +148,7 @@ def at_places(dynamics: Dynamics, side: ItemSide = PLAIN) -> InterestProfile:
 
 
 def test_a_list_leans_to_what_a_person_chooses_in_that_place() -> None:
-    profile = at_places(Dynamics(rate=0.0, threshold=None))
+    profile = at_places(Dynamics(rate=0.0, threshold=None, context=1.0))
 
     def share(place: str | None) -> float:
         context = None if place is None else {"place": place}

@@ -1,14 +1,14 @@
 """How a profile follows its person: which memory to trust, when a taste has changed, and what a moment shifts.
 
     loss      ℓ_h = |{j in J : score_h(j) ≥ score_h(i)}| / |J|      of event i, before it is taken in
-    share     v_h ∝ w_h exp(−η ℓ_h),   w = (1 − α) v + α w₀
+    share     v_h ∝ w_h exp(−η log(1 + |J| ℓ_h) / log(1 + |J|)),   w = (1 − α) v + α w₀
     drift     g ← max(0, g + ℓ_long − ℓ̄ − slack),   a drift where g > threshold
     context   shift = c N Λ_long⁻¹ Σ_name n / (n + shrink) · (pull_value / n − pull_name / n_name)
 
 J is a fixed sample of the catalogue less what must not be shown; ties count half; ℓ is in [0, 1] whatever the scale of
-the scores. N is what the long-term memory weighs, n what the events of a category weigh and pull their Σ o y f: with
-c = 1 and no shrinking the shift turns the long-term memory into one whose events were chosen as this person chooses in
-that category.
+the scores. The logarithm is for the top of a list, where memories differ; a drift shows in ℓ itself. N is what the
+long-term memory weighs, n what the events of a category weigh and pull their Σ o y f: with c = 1 and no shrinking the
+shift turns the long-term memory into one whose events were chosen as this person chooses in that category.
 
 Source: Herbster and Warmuth 1998, "Tracking the best expert", in the form that shares with the starting weights
 (Bousquet and Warmuth 2002, "Tracking a small set of experts by mixing past posteriors"); Page 1954, "Continuous
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,13 @@ class Dynamics:
         sample: how many items a loss looks at.
     """
 
-    rate: float = 1.0
+    rate: float = 2.0
     switch: float = 0.05
     threshold: float | None = 1.5
     slack: float = 0.05
     haste: int = 10
     fade: float = 0.8
-    context: float = 1.0
+    context: float = 0.3
     shrink: float = 10.0
     categories: int = 64
     sample: int = 128
@@ -126,11 +126,11 @@ class Share:
     def __init__(self, start: float) -> None:
         self.start = self.value = start
 
-    def learn(self, losses: Float64, rate: float, switch: float) -> None:
+    def learn(self, losses: Float64 | Sequence[float], rate: float, switch: float) -> None:
         """One event.
 
         Args:
-            losses: float64[2], of the long-term and the recent memory.
+            losses: in [0, 1], of the long-term and the recent memory.
             rate: η.
             switch: α.
         """

@@ -44,9 +44,9 @@ class InterestConfig:
         dynamics: how the profile follows its person.
     """
 
-    long: float = 0.95
-    recent: float = 0.7
-    share: float = 0.5
+    long: float = 0.97
+    recent: float = 0.5
+    share: float = 0.6
     again: bool = False
     dynamics: Dynamics = field(default_factory=Dynamics)
 
@@ -211,7 +211,8 @@ class InterestProfile:
         scores = np.stack(self.means()) @ side.vectors[looked].T.astype(np.float64) + self._rest(looked)
         losses = loss(scores[:, :-1], scores[:, -1])
         if settings.rate:
-            self._share.learn(losses, settings.rate * said, settings.switch)
+            n = len(looked) - 1
+            self._share.learn(np.log1p(n * losses) / math.log1p(n), settings.rate * said, settings.switch)
         now = len(self.items)
         settled = now - (self.drifts[-1].event if self.drifts else 0) >= settings.haste
         if settings.threshold is None or not settled:
