@@ -32,6 +32,8 @@ from penchant.common.taste import Attribution, ItemSide, Posterior
 SCHEMA_VERSION = 1
 """Of `InterestProfile.to_arrays`."""
 
+_UNTIMED = int(np.iinfo(np.int64).min)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InterestConfig:
@@ -149,9 +151,8 @@ class InterestProfile:
         """The profile after a history, oldest first; items outside the catalogue are left out."""
         made = cls(side, catalogue, config)
         known = history.known(len(catalogue))
-        for item, strength, time in zip(
-            *(part.tolist() for part in (known.items, known.strengths, known.times)), strict=True
-        ):
+        columns = known.items.tolist(), known.strengths.tolist(), known.times.tolist()
+        for item, strength, time in zip(*columns, strict=True):
             made.update(item, strength=strength, time=time)
         return made
 
@@ -331,7 +332,7 @@ class InterestProfile:
         They hold a person's history: keep them on the device, and encrypted.
         """
         detector = self._detector
-        times = [-1 if drift.time is None else drift.time for drift in self.drifts]
+        times = [_UNTIMED if drift.time is None else drift.time for drift in self.drifts]
         return {
             "schema_version": np.array([SCHEMA_VERSION], np.int64),
             "release": np.frombuffer(self._release().encode(), np.uint8),
@@ -399,7 +400,7 @@ class InterestProfile:
         detector = self._detector
         self._share.value, detector.n, detector.mean, detector.excess, haste = arrays["follower"].tolist()
         self._haste = int(haste)
-        self.drifts = [Drift(event, None if time < 0 else time) for event, time in arrays["drifts"].T.tolist()]
+        self.drifts = [Drift(event, None if time == _UNTIMED else time) for event, time in arrays["drifts"].T.tolist()]
         self._contexts.unpack(arrays["context_names"].tobytes(), arrays["context_pulls"], arrays["context_weights"])
 
     def _release(self) -> str:
