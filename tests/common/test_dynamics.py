@@ -148,7 +148,7 @@ def at_places(dynamics: Dynamics, side: ItemSide = PLAIN) -> InterestProfile:
 
 
 def test_a_list_leans_to_what_a_person_chooses_in_that_place() -> None:
-    profile = at_places(Dynamics(rate=0.0, threshold=None, context=1.0))
+    profile = at_places(Dynamics(rate=0.0, threshold=None, context=2.0))
 
     def share(place: str | None) -> float:
         context = None if place is None else {"place": place}
@@ -157,6 +157,20 @@ def test_a_list_leans_to_what_a_person_chooses_in_that_place() -> None:
 
     assert share("work") == 1.0
     assert share("home") == 0.0
+
+
+def test_a_moment_that_foretells_nothing_is_believed_less_than_one_that_does() -> None:
+    random = np.random.default_rng(6)
+
+    def shift(told: bool) -> float:
+        profile = after([], Dynamics(threshold=None))
+        for k in range(40):
+            said = k % 2 if told else int(random.integers(2))
+            profile.update(events(k % 2, 1, k // 2)[0], context={"place": "ab"[said]})
+        return profile._trust.value
+
+    assert shift(told=True) > 0.6
+    assert shift(told=False) < 0.5
 
 
 def test_a_category_never_met_or_always_the_same_changes_nothing() -> None:

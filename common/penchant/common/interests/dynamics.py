@@ -3,12 +3,13 @@
     loss      ℓ_h = |{j in J : score_h(j) ≥ score_h(i)}| / |J|      of event i, before it is taken in
     share     v_h ∝ w_h exp(−η log(1 + |J| ℓ_h) / log(1 + |J|)),   w = (1 − α) v + α w₀
     drift     g ← max(0, g + ℓ_long − ℓ̄ − slack),   a drift where g > threshold
-    context   shift = c N Λ_long⁻¹ Σ_name n / (n + shrink) · (pull_value / n − pull_name / n_name)
+    context   shift = c v N Λ_long⁻¹ Σ_name n / (n + shrink) · (pull_value / n − pull_name / n_name)
 
 J is a fixed sample of the catalogue less what must not be shown; ties count half; ℓ is in [0, 1] whatever the scale of
 the scores. The logarithm is for the top of a list, where memories differ; a drift shows in ℓ itself. N is what the
 long-term memory weighs, n what the events of a category weigh and pull their Σ o y f: with c = 1 and no shrinking the
-shift turns the long-term memory into one whose events were chosen as this person chooses in that category.
+shift turns the long-term memory into one whose events were chosen as this person chooses in that category. v is a share
+too, of scores with the shift against scores without it: a moment that foretells nothing is soon believed little.
 
 Source: Herbster and Warmuth 1998, "Tracking the best expert", in the form that shares with the starting weights
 (Bousquet and Warmuth 2002, "Tracking a small set of experts by mixing past posteriors"); Page 1954, "Continuous
@@ -33,8 +34,8 @@ class Dynamics:
     """Public settings.
 
     Attributes:
-        rate: η ≥ 0, how far one event moves the share of the memories; 0 keeps the share fixed.
-        switch: α in [0, 1], how far each event moves it back to where it started.
+        rate: η ≥ 0, how far one event moves the share of the memories and of the moment; 0 keeps both fixed.
+        switch: α in [0, 1], how far each event moves them back to where they started.
         threshold: of g, for a drift; None detects none.
         slack: ≥ 0, what a loss may lie above the mean so far and still be nothing new.
         haste: for how many events from a drift on the long-term memory forgets faster; neither these nor as many at
@@ -52,7 +53,7 @@ class Dynamics:
     slack: float = 0.05
     haste: int = 10
     fade: float = 0.8
-    context: float = 0.3
+    context: float = 0.6
     shrink: float = 10.0
     categories: int = 64
     sample: int = 128
@@ -121,7 +122,7 @@ def loss(scores: Float64, own: Float64) -> Float64:
 
 
 class Share:
-    """w of the recent memory against the long-term one, by how well each foresaw the events so far."""
+    """Of the second of two scorers against the first, by how well each foresaw the events so far."""
 
     def __init__(self, start: float) -> None:
         self.start = self.value = start
@@ -130,13 +131,13 @@ class Share:
         """One event.
 
         Args:
-            losses: in [0, 1], of the long-term and the recent memory.
+            losses: in [0, 1], of the first and the second.
             rate: η.
             switch: α.
         """
-        recent = self.value * math.exp(-rate * float(losses[1]))
-        long = (1 - self.value) * math.exp(-rate * float(losses[0]))
-        self.value = (1 - switch) * recent / (recent + long) + switch * self.start
+        second = self.value * math.exp(-rate * float(losses[1]))
+        first = (1 - self.value) * math.exp(-rate * float(losses[0]))
+        self.value = (1 - switch) * second / (first + second) + switch * self.start
 
 
 class PageHinkley:

@@ -136,6 +136,7 @@ class InterestProfile:
         self.drifts: list[Drift] = []
         self._faded: list[tuple[float, float]] = []  # of both memories when the event came
         self._share, self._detector, self._contexts = Share(self.config.share), PageHinkley(), Contexts(d)
+        self._trust = Share(0.5)  # in what a moment shifts
         self._haste = 0  # events for which the long-term memory still forgets faster
         self._sample = sample(side.popularity.astype(np.float64), self.config.dynamics.sample)
         self._follows = np.zeros(0 if side.transitions is None else side.transitions.leave.shape[1])
@@ -183,7 +184,7 @@ class InterestProfile:
             raise InvalidConfig(f"strength must be in [0, 1] and weight finite and ≥ 0, not {strength} and {weight}")
         settings, context = self.config.dynamics, checked(context or {})
         if settings.watches and weight * strength > 0:
-            self._compare(item, min(1.0, weight * strength), time)
+            self._compare(item, min(1.0, weight * strength), time, context)
         f = self.side.vectors[item].astype(np.float64)
         if self._haste:
             self._haste -= 1
@@ -202,17 +203,23 @@ class InterestProfile:
             self._hidden[item] = True
         self._means = self._standing = None
 
-    def _compare(self, item: int, said: float, time: int | None) -> None:
-        """What the event that comes tells of the memories, before they have it."""
+    def _compare(self, item: int, said: float, time: int | None, context: Mapping[str, str]) -> None:
+        """What the event that comes tells of the memories and of the moment, before they have it."""
         settings, side = self.config.dynamics, self.side
         others = self._sample[~self._hidden[self._sample]]
         looked = np.append(others[others != item], item)
-        if len(looked) == 1:
+        n = len(looked) - 1
+        if not n:
             return
-        scores = np.stack(self.means()) @ side.vectors[looked].T.astype(np.float64) + self._rest(looked)
+        vectors = side.vectors[looked].astype(np.float64)
+        scores = np.stack(self.means()) @ vectors.T + self._rest(looked)
         losses = loss(scores[:, :-1], scores[:, -1])
         if settings.rate:
-            n = len(looked) - 1
+            if (moved := self._moved(context)) is not None:
+                mixed = np.array([1 - self.share, self.share]) @ scores
+                both = np.stack([mixed, mixed + vectors @ moved])
+                found = np.log1p(n * loss(both[:, :-1], both[:, -1])) / math.log1p(n)
+                self._trust.learn(found, settings.rate * said, settings.switch)
             self._share.learn(np.log1p(n * losses) / math.log1p(n), settings.rate * said, settings.switch)
         now = len(self.items)
         settled = now - (self.drifts[-1].event if self.drifts else 0) >= settings.haste
@@ -245,8 +252,15 @@ class InterestProfile:
     def _shifts(self, context: Mapping[str, str]) -> dict[str, Float64]:
         """By name of a category, float64[d], what the moment adds to b of the long-term memory."""
         settings = self.config.dynamics
-        scale = settings.context * self.long.mass
+        scale = settings.context * self._trust.value * self.long.mass
         return {name: scale * pull for name, pull in self._contexts.shifts(context, settings.shrink).items()}
+
+    def _moved(self, context: Mapping[str, str]) -> Float64 | None:
+        """float64[d], what the moment adds to the taste; None where it adds nothing."""
+        if not (shifts := self._shifts(context)):
+            return None
+        total = np.sum(list(shifts.values()), axis=0)
+        return np.asarray(np.linalg.solve(self.base + self.long.spread, total), np.float64)
 
     def _rest(self, items: Int64 | slice) -> Float32:
         """float32[n], what popularity and transitions give these items."""
@@ -267,10 +281,9 @@ class InterestProfile:
         if self._standing is None or self._standing[0] != now:
             side, taste, rest = self.side, self.taste(), self._rest(slice(None))
             scores: Float32 = (side.vectors @ taste.mean.astype(np.float32) + rest).astype(np.float32)
-            if shifts := self._shifts(now):
-                shift = np.linalg.solve(taste.precision, np.sum(list(shifts.values()), axis=0))
-                moved = side.vectors @ shift.astype(np.float32)
-                rest, scores = rest + moved, scores + moved
+            if (moved := self._moved(now)) is not None:
+                shift = side.vectors @ moved.astype(np.float32)
+                rest, scores = rest + shift, scores + shift
             scores[self._hidden] = -np.inf
             self._standing = now, Standing(side.vectors, taste, scores, rest)
         return self._standing[1]
@@ -344,7 +357,9 @@ class InterestProfile:
             "events": np.array([self.strengths, self.weights], np.float64),
             "faded": np.array(self._faded, np.float64).reshape(-1, 2),
             "follows": self._follows.copy(),
-            "follower": np.array([self._share.value, detector.n, detector.mean, detector.excess, self._haste]),
+            "follower": np.array(
+                [self._share.value, self._trust.value, detector.n, detector.mean, detector.excess, self._haste]
+            ),
             "drifts": np.array([[drift.event for drift in self.drifts], times], np.int64),
             **self._contexts.pack(),
         }
@@ -398,7 +413,8 @@ class InterestProfile:
         if not self.config.again:
             self._hidden[self.items] = True
         detector = self._detector
-        self._share.value, detector.n, detector.mean, detector.excess, haste = arrays["follower"].tolist()
+        follower = arrays["follower"].tolist()
+        self._share.value, self._trust.value, detector.n, detector.mean, detector.excess, haste = follower
         self._haste = int(haste)
         self.drifts = [Drift(event, None if time == _UNTIMED else time) for event, time in arrays["drifts"].T.tolist()]
         self._contexts.unpack(arrays["context_names"].tobytes(), arrays["context_pulls"], arrays["context_weights"])
