@@ -282,7 +282,7 @@ class InterestProfile:
             side, taste, rest = self.side, self.taste(), self._rest(slice(None))
             scores: Float32 = (side.vectors @ taste.mean.astype(np.float32) + rest).astype(np.float32)
             if (moved := self._moved(now)) is not None:
-                shift = side.vectors @ moved.astype(np.float32)
+                shift: Float32 = side.vectors @ moved.astype(np.float32)
                 rest, scores = rest + shift, scores + shift
             scores[self._hidden] = -np.inf
             self._standing = now, Standing(side.vectors, taste, scores, rest)
