@@ -143,6 +143,7 @@ class InterestProfile:
         self._hidden = np.zeros(len(catalogue), bool)
         self._hidden[catalogue.is_retired] = True
         self._means: tuple[Float64, Float64] | None = None
+        self._moment: tuple[dict[str, str], Float64 | None] | None = None
         self._standing: tuple[dict[str, str], Standing] | None = None
 
     @classmethod
@@ -201,7 +202,7 @@ class InterestProfile:
             self._follows = self.side.config.transition_decay * self._follows + self.side.transitions.leave[item]
         if not self.config.again:
             self._hidden[item] = True
-        self._means = self._standing = None
+        self._means = self._moment = self._standing = None
 
     def _compare(self, item: int, said: float, time: int | None, context: Mapping[str, str]) -> None:
         """What the event that comes tells of the memories and of the moment, before they have it."""
@@ -256,11 +257,12 @@ class InterestProfile:
         return {name: scale * pull for name, pull in self._contexts.shifts(context, settings.shrink).items()}
 
     def _moved(self, context: Mapping[str, str]) -> Float64 | None:
-        """float64[d], what the moment adds to the taste; None where it adds nothing."""
-        if not (shifts := self._shifts(context)):
-            return None
-        total = np.sum(list(shifts.values()), axis=0)
-        return np.asarray(np.linalg.solve(self.base + self.long.spread, total), np.float64)
+        """float64[d], what the moment adds to the taste, kept until the next event; None where it adds nothing."""
+        if self._moment is None or self._moment[0] != context:
+            shifts = list(self._shifts(context).values())
+            precision = self.base + self.long.spread
+            self._moment = dict(context), np.linalg.solve(precision, np.sum(shifts, axis=0)) if shifts else None
+        return self._moment[1]
 
     def _rest(self, items: Int64 | slice) -> Float32:
         """float32[n], what popularity and transitions give these items."""
