@@ -273,6 +273,7 @@ def drift_table(*, people: int = 200, seed: int = 0, config: InterestConfig | No
     kinds = {
         "long-term memory": replace(one, dynamics=replace(without, rate=0.0)),
         "long-term memory, drift": replace(one, dynamics=replace(drift, rate=0.0)),
+        "both memories, fixed share": replace(config, dynamics=replace(without, rate=0.0)),
         "both memories, adaptive share": replace(config, dynamics=without),
         "both memories, adaptive share, drift": replace(config, dynamics=drift),
     }
