@@ -12,7 +12,7 @@ from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
-from penchant.common.interests import InterestConfig, InterestProfile
+from penchant.common.interests import STILL, InterestConfig, InterestProfile
 from penchant.common.taste import ItemSide, TasteConfig, Transitions
 
 N_ITEMS, DIM = 40, 6
@@ -34,12 +34,13 @@ def after(items: list[int], config: InterestConfig | None = None, side: ItemSide
 
 def test_with_one_memory_scores_are_those_of_the_closed_form() -> None:
     (expected,) = SIDE.scores(Interactions.of([ITEMS], N_ITEMS))
-    found = after(ITEMS, InterestConfig(long=0.8, share=0.0, again=True)).standing().scores
+    found = after(ITEMS, InterestConfig(long=0.8, share=0.0, again=True, dynamics=STILL)).standing().scores
     np.testing.assert_allclose(np.delete(found, 7), np.delete(expected, 7), atol=1e-5)
     (recent,) = dataclasses.replace(SIDE, config=dataclasses.replace(SIDE.config, decay=0.5)).scores(
         Interactions.of([ITEMS], N_ITEMS)
     )
-    both = after(ITEMS, InterestConfig(long=0.8, recent=0.5, share=0.25, again=True)).standing().scores
+    mixed = InterestConfig(long=0.8, recent=0.5, share=0.25, again=True, dynamics=STILL)
+    both = after(ITEMS, mixed).standing().scores
     np.testing.assert_allclose(np.delete(both, 7), np.delete(0.75 * expected + 0.25 * recent, 7), atol=1e-5)
 
 
@@ -97,7 +98,7 @@ def test_a_weak_sign_moves_a_taste_less_and_no_sign_moves_it_away() -> None:
     ("item", "fields"),
     [(-1, {}), (N_ITEMS, {}), (0, {"strength": 1.1}), (0, {"strength": float("nan")}), (0, {"weight": -1.0})],
 )
-def test_what_is_no_event_is_refused_and_changes_nothing(item: int, fields: dict[str, float]) -> None:
+def test_what_is_no_event_is_refused_and_changes_nothing(item: int, fields: dict[str, Any]) -> None:
     profile = after(ITEMS)
     before = profile.standing().scores
     with pytest.raises(InvalidConfig, match=r"item|strength"):

@@ -19,7 +19,8 @@ Learning, section 3.3.1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -125,17 +126,20 @@ class Attribution:
         past: float64[n], what each interaction of the history gave through the taste.
         transition: float64[n], what each gave as something that the item follows.
         prior, popularity: what was known before any interaction.
+        context: what the moment gave, by name of its category.
     """
 
     past: Float64
     transition: Float64
     prior: float
     popularity: float
+    context: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         """The score."""
-        return float(self.past.sum() + self.transition.sum()) + self.prior + self.popularity
+        known = self.prior + self.popularity + sum(self.context.values())
+        return float(self.past.sum() + self.transition.sum()) + known
 
 
 def weights(n: int, decay: float) -> Float64:

@@ -1,12 +1,24 @@
 """A person's interests on their own device: dynamic, with an intensity, a distribution, and room to explore.
 
 profile.py       InterestProfile: what one person likes, event by event; scores, lists, where a score comes from
+dynamics.py      which memory to trust, when a taste has changed, what a moment's categories shift
 exploration.py   which of the scored items a list shows: the best, or a few to learn from
 """
 
 from __future__ import annotations
 
+from penchant.common.interests.dynamics import STILL, Drift, Dynamics
 from penchant.common.interests.exploration import Greedy, Policy, Standing
 from penchant.common.interests.profile import InterestConfig, InterestProfile, Recommendation
 
-__all__ = ["Greedy", "InterestConfig", "InterestProfile", "Policy", "Recommendation", "Standing"]
+__all__ = [
+    "STILL",
+    "Drift",
+    "Dynamics",
+    "Greedy",
+    "InterestConfig",
+    "InterestProfile",
+    "Policy",
+    "Recommendation",
+    "Standing",
+]
