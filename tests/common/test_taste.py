@@ -14,6 +14,7 @@ from penchant.common.arrays import Float32, Float64
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.taste import (
+    FORGOTTEN,
     TasteConfig,
     Transitions,
     attribution,
@@ -43,6 +44,8 @@ def least_squares(history: list[int], config: TasteConfig) -> Float64:
     targets = [0.0] * N_ITEMS
     for age, item in enumerate(reversed(history)):
         weight = config.decay**age
+        if weight < FORGOTTEN:
+            continue
         rows.append(math.sqrt(weight) * f[item])
         targets.append(math.sqrt(weight))
     rows += list(math.sqrt(config.ridge) * np.eye(DIM))

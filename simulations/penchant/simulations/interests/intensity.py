@@ -387,7 +387,7 @@ def read(sums: Mapping[str, Float64], people: np.ndarray) -> dict[str, Float64]:
 def graded_ndcg(scores: Float64, strengths: Float64, k: int = 10) -> float:
     """DCG@k over its best, items of one score sharing their gains; NaN where every order is as good.
 
-    >>> graded_ndcg(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == 0.5 * (1 + 1 / np.log2(3))
+    >>> bool(graded_ndcg(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == 0.5 * (1 + 1 / np.log2(3)))
     True
     """
     if len(strengths) < 2 or np.ptp(strengths) == 0:

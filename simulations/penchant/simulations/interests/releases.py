@@ -100,7 +100,7 @@ def release(name: str, *, by: str = "leave-last-out", epsilon: float | None = No
 def interval(found: Interval, digits: int = 3) -> str:
     """A mean with its 95 % interval.
 
-    >>> interval(Interval(0.25, 0.2, 0.3), 2)
+    >>> interval(Interval(mean=0.25, low=0.2, high=0.3), 2)
     '0.25 [0.20, 0.30]'
     """
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
