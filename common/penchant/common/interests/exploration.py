@@ -24,7 +24,6 @@ from typing import Protocol
 
 import numpy as np
 
-from penchant.common import metrics
 from penchant.common.arrays import AnyFloat, Bool, Float32, Float64, Int64
 from penchant.common.errors import InvalidConfig
 from penchant.common.taste import Posterior
@@ -304,18 +303,20 @@ def _draws(posterior: Posterior, n: int, random: np.random.Generator) -> Float64
 
 
 def _best(values: AnyFloat, n: int) -> Int64:
-    """int64[≤ n], positions of the largest, largest first; none that is −∞."""
-    found = metrics.best(values[None], min(n, len(values)))[0]
-    return np.asarray(found[found >= 0], np.int64)
+    """int64[≤ n], positions of the largest, largest first, ties by position; none that is −∞."""
+    edge = np.partition(values, max(len(values) - n, 0))[max(len(values) - n, 0)]
+    kept = np.flatnonzero(values >= edge if edge > -np.inf else values > -np.inf)
+    return np.asarray(kept[np.argsort(-values[kept], kind="stable")][:n], np.int64)
 
 
-def _first(values: Float32 | Float64, ranked: Sequence[int]) -> Float64:
-    """The values with these items above all others in this order, spread as far apart as the best of them were."""
+def _first(values: AnyFloat, ranked: Sequence[int]) -> Float64:
+    """The values with these items above all others in this order, as far apart together as the best so many were."""
     out = values.astype(np.float64)
     if ranked:
-        best = out[_best(out, len(ranked))]
-        step = float(best[0] - best[-1]) / len(ranked) or 1.0
-        out[list(ranked)] = best[0] + step * np.arange(len(ranked), 0, -1)
+        edges = len(out) - len(ranked), len(out) - 1
+        low, high = np.partition(out, edges)[list(edges)].tolist()
+        step = (high - low) / len(ranked) or 1.0
+        out[list(ranked)] = high + step * np.arange(len(ranked), 0, -1)
     return out
 
 
