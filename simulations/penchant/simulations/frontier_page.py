@@ -53,7 +53,7 @@ PAGE = Colours(report.INK, report.MUTED, report.GRID, SERIES, "none")
 def figure(record: Record, kind: Literal["svg", "png"]) -> bytes:
     """The figure as a file; the same record gives the same bytes."""
     buffer = io.BytesIO()
-    with matplotlib.style.context(["default", _style(PRINT)]):
+    with matplotlib.style.context(["default", style(PRINT)]):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {"Software": None}
         _draw(record, PRINT).savefig(buffer, format=kind, dpi=220, metadata=nothing)
     return buffer.getvalue().rstrip() + b"\n" if kind == "svg" else buffer.getvalue()
@@ -61,7 +61,7 @@ def figure(record: Record, kind: Literal["svg", "png"]) -> bytes:
 
 def render(record: Record) -> str:
     """The page."""
-    with matplotlib.style.context(["default", _style(PAGE)]):
+    with matplotlib.style.context(["default", style(PAGE)]):
         picture = report.inline_svg(_draw(record, PAGE, alone=False), "frontier", told(record))
     lines: Sequence[Record] = record["rows"]
     shared, own = promises(lines)
@@ -151,7 +151,7 @@ def _asked(line: Record) -> str:
     return "∞" if line["epsilon"] is None else f"{line['epsilon']:g}"
 
 
-def _style(colours: Colours) -> dict[str, Any]:
+def style(colours: Colours) -> dict[str, Any]:
     swapped = {report.INK: colours.ink, report.MUTED: colours.muted, report.GRID: colours.grid}
     style = {
         name: swapped.get(value, value) if isinstance(value, str) else value for name, value in report.STYLE.items()
