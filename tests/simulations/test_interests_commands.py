@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import types
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from penchant.common.cli import Command, main
 from penchant.common.errors import InvalidConfig
-from penchant.common.interests import InterestProfile
+from penchant.common.interests import Drift, InterestConfig, InterestProfile
 from penchant.common.learners.cooccurrence import Cooccurrence
 from penchant.simulations.data.loaders import load
 from penchant.simulations.interests import picture
 from penchant.simulations.interests.releases import Table
-from penchant.simulations.interests_commands import evaluate, profile
+from penchant.simulations.interests_commands import PARTS, evaluate, profile
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.simulate import learner_of
 
@@ -49,9 +51,12 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """Two parts that say what they were asked, and two that are absent."""
     asked: list[dict[str, object]] = []
 
-    def dynamic(*, data: str = "small", epsilon: float | None = None, seed: int = 0) -> list[Table]:
+    def dynamic(*, data: str = "small", epsilon: float | None = None, seed: int = 0) -> Table:
         asked.append({"data": data, "epsilon": epsilon, "seed": seed})
-        return [Table(f"Question {k}?", ("", "a"), [[f"on {data}", "[0.1, 0.2]"]], ["A note."]) for k in (1, 2)]
+        return Table("Question 1?", ("", "a"), [[f"on {data}", "[0.1, 0.2]"]], ["A note."])
+
+    def again() -> Table:
+        return Table("Question 2?", ("", "a"), [["x", "[0.1, 0.2]"]], ["A note."])
 
     def explore(*, seed: int = 0) -> Table:
         asked.append({"seed": seed})
@@ -59,9 +64,11 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
     for name, run in (("dynamic", dynamic), ("explore", explore)):
         module = types.ModuleType(name)
-        module.table = run  # type: ignore[attr-defined]
+        module.table, module.again = run, again  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, f"penchant.simulations.interests.{name}", module)
-    monkeypatch.setattr("penchant.simulations.interests_commands.PARTS", ("dynamic", "explore"))
+    monkeypatch.setattr(
+        "penchant.simulations.interests_commands.PARTS", {"dynamic": ("table", "again"), "explore": ("table",)}
+    )
     return asked
 
 
@@ -88,8 +95,14 @@ def test_one_part_alone_is_run_and_refuses_what_it_does_not_take(parts: list[dic
     assert len(parts) == 1
 
 
+def test_what_a_part_measures_is_there() -> None:
+    for part, functions in PARTS.items():
+        module = importlib.import_module(f"penchant.simulations.interests.{part}")
+        assert all(callable(getattr(module, name)) for name in functions)
+
+
 def test_a_part_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penchant.simulations.interests_commands.PARTS", ("nothing",))
+    monkeypatch.setattr("penchant.simulations.interests_commands.PARTS", {"nothing": ("table",)})
     with pytest.raises(InvalidConfig, match="no part nothing: update it, or take another --part"):
         ran(evaluate, "interests")
 
@@ -131,14 +144,15 @@ def test_what_is_shown_is_the_profiles_own(finished: Path) -> None:
         assert all([s for _, s in i.reasons] == sorted((s for _, s in i.reasons), reverse=True) for i in found.items)
 
 
-def test_shares_sum_to_one_and_weigh_events_as_the_memories_do(finished: Path) -> None:
+def test_shares_sum_to_one_and_weigh_events_as_the_memories_do(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InterestProfile, "share", property(lambda _: 0.5))  # it adapts, and that is not asked here
     data = load(TINY)
     history = data.interactions.history(3)
     found = picture.person(RunFolder(finished), "u3")
     np.testing.assert_allclose(sum(found.shares.values()), np.ones(len(history)))
     ages = np.arange(len(history) - 1, -1, -1.0)
     expected: dict[str, float] = {}
-    for keep in (0.95, 0.7):  # InterestConfig's own, each half of the taste
+    for keep in (InterestConfig.long, InterestConfig.recent):  # each half of the taste
         weight = keep**ages * history.strengths
         for item, part in zip(history.items.tolist(), (0.5 * weight / weight.sum()).tolist(), strict=True):
             for topic in data.catalogue.topics[item]:
@@ -150,7 +164,14 @@ def test_changes_that_a_profile_noticed_are_marked(finished: Path, monkeypatch: 
     before = picture.person(RunFolder(finished), "u2")
     assert not before.drifts
     assert b"change noticed" not in picture.figure(before, "svg")
-    monkeypatch.setattr(InterestProfile, "drifts", [2, 4], raising=False)
+
+    class Alert(InterestProfile):
+        def update(self, item: int, **event: Any) -> None:
+            super().update(item, **event)
+            if len(self.items) in (2, 4):
+                self.drifts.append(Drift(len(self.items) - 1))
+
+    monkeypatch.setattr(picture, "InterestProfile", Alert)
     found = picture.person(RunFolder(finished), "u2")
     assert found.drifts == [2, 4]
     assert b"change noticed" in picture.figure(found, "svg")

@@ -113,9 +113,9 @@ def test_tables_name_the_charge_and_what_falls_short_of_a_floor() -> None:
     notes = " ".join(found.notes)
     for words in ("ε = 8 at δ = 1e-05", "unit user", "trust server", "Not better than the", "probability model"):
         assert words in notes
-    assert "nothing is charged" in " ".join(intensity.truths(data=SMALL).notes)
+    assert "nothing is charged" in " ".join(intensity.truths(synthetic=SMALL).notes)
     with pytest.raises(InvalidConfig, match="synthetic"):
-        intensity.truths(data="embedded")
+        intensity.truths(synthetic="embedded")
 
 
 def test_a_private_trial_costs_what_was_asked_for_and_sees_noise() -> None:

@@ -19,7 +19,13 @@ from penchant.common.errors import InvalidConfig
 if TYPE_CHECKING:
     from penchant.simulations.interests.releases import Table
 
-PARTS = ("dynamic", "intensity", "distribution", "explore")
+PARTS = {
+    "dynamic": ("table", "drift_table", "context_table"),
+    "intensity": ("table", "truths"),
+    "distribution": ("table", "lists", "quantized"),
+    "explore": ("table",),
+}
+"""What each module of `interests/` measures; the first takes the options that the part takes."""
 _OPTIONS = ("data", "epsilon", "seed")
 
 
@@ -38,18 +44,21 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from penchant.simulations.interests.releases import Table
     from penchant.simulations.runs import write_file
 
     given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
     if given.get("seed", 0) < 0:
         raise InvalidConfig(f"--seed must be ≥ 0, not {args.seed}")
-    parts = {part: _part(part, given if args.part else ()) for part in ([args.part] if args.part else PARTS)}
+    chosen = [args.part] if args.part else list(PARTS)
+    parts = {part: _part(part, given if args.part else ()) for part in chosen}
     console = Console()
-    for part, run in parts.items():
-        found = run(**{name: value for name, value in given.items() if name in inspect.signature(run).parameters})
-        tables = [found] if isinstance(found, Table) else list(found)
-        for one in tables:
+    for part, runs in parts.items():
+        tables = []
+        for run in runs:
+            taken = inspect.signature(run).parameters
+            options = {name: value for name, value in given.items() if name in taken}
+            one = run(**options)
+            tables.append(one)
             console.print(one.title, style="bold", markup=False, highlight=False)
             console.print(_shown(one))
             for note in one.notes:
@@ -60,23 +69,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _part(name: str, given: Iterable[str]) -> Callable[..., Table | Iterable[Table]]:
-    """A part's `table`, which takes the options that were given.
+def _part(name: str, given: Iterable[str]) -> list[Callable[..., Table]]:
+    """What a part measures; the first of it takes the options that were given.
 
     Raises:
         InvalidConfig: this version has no such part, or it takes no such option.
     """
     path = f"penchant.simulations.interests.{name}"
     try:
-        run: Callable[..., Table | Iterable[Table]] = importlib.import_module(path).table
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name != path:
             raise
         raise InvalidConfig(f"this version of penchant has no part {name}: update it, or take another --part") from None
+    runs: list[Callable[..., Table]] = [getattr(module, function) for function in PARTS[name]]
     for option in given:
-        if option not in inspect.signature(run).parameters:
+        if option not in inspect.signature(runs[0]).parameters:
             raise InvalidConfig(f"part {name} takes no --{option}: leave it out")
-    return run
+    return runs
 
 
 def _shown(table: Table) -> Any:

@@ -148,21 +148,21 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0)
 
 def truths(
     *,
-    data: str = "synthetic:users=1000,items=1000,interactions=60",
+    synthetic: str = "synthetic:users=1000,items=1000,interactions=60",
     epsilon: float | None = None,
     seed: int = 0,
 ) -> Table:
     """Every model against the true expected strengths of synthetic people, and whether its bands hold them.
 
     Args:
-        data: synthetic only.
+        synthetic: a data set with its truth.
 
     Raises:
         InvalidConfig: any other.
     """
-    people = load(data, seed=seed)
+    people = load(synthetic, seed=seed)
     if not isinstance(people, Synthetic):
-        raise InvalidConfig(f"only synthetic data has a truth: give data such as synthetic:users=1000, not {data}")
+        raise InvalidConfig(f"only synthetic data has a truth: give data such as synthetic:users=1000, not {synthetic}")
     made = trial(people, epsilon=epsilon, seed=seed)
     truth = _truth(people, made.held)
     n = int(made.rows.max()) + 1

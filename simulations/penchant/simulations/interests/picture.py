@@ -107,10 +107,12 @@ def person(folder: RunFolder, user: str, *, row: str | None = None, n: int = 10)
     history = data.interactions.history(people[user]).known(len(data.catalogue))
     profile = InterestProfile(side, data.catalogue)
     path = _Path(profile)
-    for item, strength in zip(history.items.tolist(), history.strengths.tolist(), strict=True):
-        profile.update(item, strength=strength)
+    for item, strength, time in zip(
+        history.items.tolist(), history.strengths.tolist(), history.times.tolist(), strict=True
+    ):
+        profile.update(item, strength=strength, time=time)
         path.note()
-    drifts = [int(at) for at in getattr(profile, "drifts", ())]
+    drifts = [drift.event + 1 for drift in profile.drifts]
     items = list(_listed(profile, side, n))
     return Person(user, data.name, name, note, len(history), path.shares(), drifts, items)
 
