@@ -13,6 +13,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.interests import STILL, InterestConfig, InterestProfile
+from penchant.common.interests.distribution import Preferences
 from penchant.common.taste import ItemSide, TasteConfig, Transitions
 
 N_ITEMS, DIM = 40, 6
@@ -59,6 +60,24 @@ def test_what_a_person_had_or_what_is_retired_is_not_shown() -> None:
     assert {one.item for one in after(ITEMS, InterestConfig(again=True)).recommend(N_ITEMS)} == set(CATALOGUE.ids) - {
         "i7"
     }
+
+
+def test_a_topic_that_a_person_does_not_want_is_not_shown_whatever_its_score() -> None:
+    profile = after(ITEMS)
+    best = profile.recommend(3)
+    catalogue = Catalogue(
+        ids=CATALOGUE.ids,
+        retired=CATALOGUE.retired,
+        topics=tuple(("war",) if i == best[0].item else () for i in CATALOGUE.ids),
+    )
+    profile.hide(Preferences(refused=frozenset({"war"})).hidden(catalogue))
+    assert [one.item for one in profile.recommend(2)] == [one.item for one in best[1:]]
+    profile.update(best[1].position)
+    assert best[0].item not in {one.item for one in profile.recommend(N_ITEMS)}
+    profile.hide(np.zeros(N_ITEMS, np.bool_))
+    assert best[0].item in {one.item for one in profile.recommend(N_ITEMS)}
+    with pytest.raises(InvalidConfig, match="one value for each of 40 items"):
+        profile.hide(np.zeros(3, np.bool_))
 
 
 def test_a_list_is_in_order_of_score_and_ties_in_order_of_position() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from penchant.common.arrays import Arrays, Float32, Float64, Int64, content_digest
+from penchant.common.arrays import Arrays, Bool, Float32, Float64, Int64, content_digest
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, MalformedData
 from penchant.common.interactions import History
@@ -68,7 +68,7 @@ class Recommendation:
         item: its identifier.
         position: in the catalogue.
         score: the linear score.
-        explored: shown to learn from it: it would not be there by its score alone.
+        explored: it would not be in the list by its score alone: shown to learn from it, or to keep a rule.
     """
 
     item: str
@@ -141,6 +141,7 @@ class InterestProfile:
         self._sample = sample(side.popularity.astype(np.float64), self.config.dynamics.sample)
         self._follows = np.zeros(0 if side.transitions is None else side.transitions.leave.shape[1])
         self._hidden = np.zeros(len(catalogue), bool)
+        self._refused = np.zeros(len(catalogue), bool)
         self._hidden[catalogue.is_retired] = True
         self._means: tuple[Float64, Float64] | None = None
         self._moment: tuple[dict[str, str], Float64 | None] | None = None
@@ -286,9 +287,23 @@ class InterestProfile:
             if (moved := self._moved(now)) is not None:
                 shift: Float32 = side.vectors @ moved.astype(np.float32)
                 rest, scores = rest + shift, scores + shift
-            scores[self._hidden] = -np.inf
+            scores[self._hidden | self._refused] = -np.inf
             self._standing = now, Standing(side.vectors, taste, scores, rest)
         return self._standing[1]
+
+    def hide(self, items: Bool) -> None:
+        """Keeps these items out of every list from now on, such as `Preferences.hidden`: "not this topic".
+
+        Args:
+            items: bool[n_items]; what was hidden by an earlier call is shown again unless it is in here.
+
+        Raises:
+            InvalidConfig: another size than the catalogue's.
+        """
+        if items.shape != self._hidden.shape:
+            raise InvalidConfig(f"hide needs one value for each of {len(self._hidden)} items, not {items.shape}")
+        self._refused = items.astype(np.bool_)
+        self._standing = None
 
     def recommend(
         self,
