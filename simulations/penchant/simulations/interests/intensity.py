@@ -258,7 +258,7 @@ def trial(
     tested, chosen = held_out(data.interactions, seed)
     history = data.interactions.keep(~tested & ~chosen if validation else ~tested)
     held = chosen if validation else tested
-    learner, state, guarantee = _released(data, history, epsilon, seed)
+    learner, state, guarantee = released(data, history, epsilon, seed)
     said = _foretold(learner, state, history, data.interactions.keep(held), model or IntensityConfig())
     rows, came = data.interactions.rows[held], data.interactions.strengths[held].astype(np.float64)
     return Trial(data, history, held, rows, came, guarantee, said)
@@ -271,7 +271,7 @@ def held_out(data: Interactions, seed: int) -> tuple[Bool, Bool]:
     return drawn < SHARE, (drawn >= SHARE) & (drawn < 2 * SHARE)
 
 
-def _released(
+def released(
     data: Dataset, history: Interactions, epsilon: float | None, seed: int
 ) -> tuple[Strengths, Mapping[str, np.ndarray], Guarantee | None]:
     """What the rounds of `strengths` give."""
