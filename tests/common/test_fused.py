@@ -183,7 +183,7 @@ def test_without_numba_or_a_kernel_people_train_on_the_plain_path(monkeypatch: p
     assert pair("mlp", local=LocalTraining(proximal=0.1))[1]._cohort is None
     assert pair("mf", adapter=2)[1]._cohort is None
     assert pair("gru")[1]._cohort is None
-    monkeypatch.delitem(sys.modules, fused.cohort.__name__)
+    monkeypatch.delitem(sys.modules, Cohort.__module__)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, kernels.__name__)
     monkeypatch.delattr(fused, "kernels")
@@ -292,7 +292,8 @@ class TestNoise:
             for _ in range(12):
                 along = random.standard_normal(plain[key].shape[1:])
                 a, b = ((one[key] * along).reshape(len(one[key]), -1).sum(1) for one in (compiled, plain))
-                assert stats.ks_2samp(a, b).pvalue > 1e-5 / (12 * len(plain))
+                _, chance = stats.ks_2samp(a, b)
+                assert chance > 1e-5 / (12 * len(plain))
 
     def test_a_sum_that_something_else_looks_at_is_made_person_by_person(
         self, name: str, monkeypatch: pytest.MonkeyPatch
