@@ -61,6 +61,17 @@ def test_parts_of_every_explanation_sum_to_its_score() -> None:
         assert found.context == 0
 
 
+def test_parts_sum_to_a_score_that_the_moment_shifted_too() -> None:
+    profile = InterestProfile(SIDE, CATALOGUE)
+    for k, item in enumerate([*ITEMS, *ITEMS[::-1]]):
+        profile.update(item, context={"place": "home" if k % 2 else "work"})
+    for one in profile.recommend(5, context={"place": "home"}):
+        found = explain(one, profile, context={"place": "home"})
+        assert found.total == pytest.approx(one.score, abs=1e-5)
+        assert found.context != 0
+        assert explain(one, profile).context == 0
+
+
 def test_reasons_are_the_interactions_that_gave_most_each_item_once_and_shares_are_of_what_was_positive() -> None:
     profile = after(ITEMS, side=PLAIN)
     (one, *_) = profile.recommend(1)

@@ -12,8 +12,9 @@ from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
-from penchant.common.interests import STILL, InterestConfig, InterestProfile
+from penchant.common.interests import STILL, Greedy, InterestConfig, InterestProfile
 from penchant.common.interests.distribution import Preferences
+from penchant.common.interests.exploration import HoldBack
 from penchant.common.taste import ItemSide, TasteConfig, Transitions
 
 N_ITEMS, DIM = 40, 6
@@ -74,10 +75,21 @@ def test_a_topic_that_a_person_does_not_want_is_not_shown_whatever_its_score() -
     assert [one.item for one in profile.recommend(2)] == [one.item for one in best[1:]]
     profile.update(best[1].position)
     assert best[0].item not in {one.item for one in profile.recommend(N_ITEMS)}
+    again = InterestProfile.from_arrays(SIDE, CATALOGUE, None, profile.to_arrays())
+    assert best[0].item not in {one.item for one in again.recommend(N_ITEMS)}
     profile.hide(np.zeros(N_ITEMS, np.bool_))
     assert best[0].item in {one.item for one in profile.recommend(N_ITEMS)}
     with pytest.raises(InvalidConfig, match="one value for each of 40 items"):
         profile.hide(np.zeros(3, np.bool_))
+
+
+def test_what_a_rule_holds_back_is_shown_rather_than_a_shorter_list() -> None:
+    profile, rule = after(ITEMS), HoldBack(Greedy(), lists=9)
+    for _ in range(6):  # 35 items may be shown, 9 at a time
+        found = [one.position for one in profile.recommend(9, policy=rule)]
+        assert len(set(found)) == 9
+        rule.shown(found)
+    assert profile.recommend(0) == []
 
 
 def test_a_list_is_in_order_of_score_and_ties_in_order_of_position() -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penchant.common.catalogue import Catalogue
 from penchant.common.cli import Command, main
 from penchant.common.errors import InvalidConfig
 from penchant.common.interests import Drift, InterestConfig, InterestProfile
 from penchant.common.learners.cooccurrence import Cooccurrence
+from penchant.common.taste import ItemSide, TasteConfig
 from penchant.simulations.data.loaders import load
 from penchant.simulations.interests import picture
 from penchant.simulations.interests.releases import Table
@@ -158,6 +160,27 @@ def test_shares_sum_to_one_and_weigh_events_as_the_memories_do(finished: Path, m
             for topic in data.catalogue.topics[item]:
                 expected[topic] = expected.get(topic, 0.0) + part / len(data.catalogue.topics[item])
     assert {topic: float(share[-1]) for topic, share in found.shares.items()} == pytest.approx(expected)
+
+
+def test_a_picture_neither_shows_nor_names_a_sensitive_topic() -> None:
+    catalogue = Catalogue(
+        ids=tuple(f"i{k}" for k in range(12)),
+        titles=tuple(f"Film {k}" for k in range(12)),
+        topics=tuple(("Health", "Drama") if k < 3 else ("Health",) if k < 6 else ("Drama",) for k in range(12)),
+        sensitive=frozenset({"Health"}),
+    )
+    vectors = np.abs(np.random.default_rng(0).standard_normal((12, 3))).astype(np.float32)
+    profile = InterestProfile(ItemSide(vectors, np.ones(12, np.float32), TasteConfig()), catalogue)
+    path = picture._Path(profile)
+    for item in (0, 4, 7, 4):
+        profile.update(item)
+        path.note()
+    assert path.shares().keys() == {"Drama"}
+    found = list(picture._listed(profile, profile.side, 8))
+    for listed in found:
+        assert "Health" not in listed.topics
+        assert {what for what, _ in listed.reasons} <= {"Film 7", "popularity", "what you named"}
+    assert min(sum(part for _, part in listed.reasons) for listed in found) < 0.95  # what is not named has its part
 
 
 def test_changes_that_a_profile_noticed_are_marked(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

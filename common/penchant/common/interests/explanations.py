@@ -145,10 +145,12 @@ def explain(
     distribution: Distribution | None = None,
     preferences: Preferences | None = None,
     intensity: float | None = None,
+    context: Mapping[str, str] | None = None,
 ) -> Explanation:
     """Why a profile recommends an item now.
 
     Args:
+        context: the categories of the moment that the list was made with.
         topics, distribution: what items are about and what share each topic has; None of either names no topic.
         intensity: expected strength of interest in this item, in [0, 1], where it was worked out.
     """
@@ -156,23 +158,20 @@ def explain(
         raise InvalidConfig(f"intensity must be in [0, 1], not {intensity}")
     catalogue, item = profile.catalogue, recommendation.position
     preferences = preferences or Preferences()
-    parts = profile.attribution(item)
-    transition = float(parts.transition.sum())
-    # What the total holds beyond the terms that have a name is the moment's.
-    context = parts.total - (float(parts.past.sum()) + transition + parts.prior + parts.popularity)
-    context = context if abs(context) > 1e-9 else 0.0
+    parts = profile.attribution(item, context=context)
+    transition, moment = float(parts.transition.sum()), float(sum(parts.context.values()))
     past: dict[int, float] = {}
     for own, part in zip(profile.items, parts.past.tolist(), strict=True):
         past[own] = past.get(own, 0.0) + part
     unnamed = catalogue.is_sensitive | preferences.hidden(catalogue, topics)
-    positive = sum(max(part, 0.0) for part in (*past.values(), transition, parts.prior, parts.popularity, context))
+    positive = sum(max(part, 0.0) for part in (*past.values(), transition, parts.prior, parts.popularity, moment))
     named = sorted((own for own, part in past.items() if part > 0 and not unnamed[own]), key=lambda own: -past[own])
     reasons = tuple(
         Reason(catalogue.ids[own], catalogue.titles[own], past[own], past[own] / positive) for own in named[:MOST]
     )
     topic, share = _topic(item, topics, distribution, catalogue.sensitive | preferences.refused)
     f = profile.side.vectors[item].astype(np.float64)
-    variance = float(f @ np.linalg.solve(profile.standing().posterior.precision, f))
+    variance = float(f @ np.linalg.solve(profile.taste().precision, f))
     before = float(f @ np.linalg.solve(profile.base, f))
     return Explanation(
         item=catalogue.ids[item],
@@ -183,7 +182,7 @@ def explain(
         transition=transition,
         prior=parts.prior,
         popularity=parts.popularity,
-        context=context,
+        context=moment,
         topic=topic,
         topic_share=share,
         intensity=intensity,

@@ -322,12 +322,11 @@ class InterestProfile:
         """
         standing, policy = self.standing(context), policy or Greedy()
         values = policy.values(standing, random or np.random.default_rng())
-        chosen = _top(values, n)
+        shown = np.flatnonzero(standing.scores > -np.inf)  # what a rule holds back is better than nothing
+        chosen = shown[_top(values[shown], n)]
         best = set(_top(standing.scores, n).tolist())
         return [
-            Recommendation(self.catalogue.ids[i], i, float(standing.scores[i]), i not in best)
-            for i in chosen.tolist()
-            if standing.scores[i] > -np.inf
+            Recommendation(self.catalogue.ids[i], i, float(standing.scores[i]), i not in best) for i in chosen.tolist()
         ]
 
     def attribution(self, item: int, *, context: Mapping[str, str] | None = None) -> Attribution:
@@ -374,6 +373,7 @@ class InterestProfile:
             "events": np.array([self.strengths, self.weights], np.float64),
             "faded": np.array(self._faded, np.float64).reshape(-1, 2),
             "follows": self._follows.copy(),
+            "refused": self._refused.copy(),
             "follower": np.array(
                 [self._share.value, self._trust.value, detector.n, detector.mean, detector.excess, self._haste]
             ),
@@ -419,7 +419,7 @@ class InterestProfile:
         return made
 
     def _take(self, arrays: Arrays) -> None:
-        self.prior = arrays["prior"].copy()
+        self.prior, self._refused = arrays["prior"].copy(), arrays["refused"].copy()
         for which, memory in enumerate((self.long, self.recent)):
             memory.spread, memory.pull = arrays["spread"][which].copy(), arrays["pull"][which].copy()
             memory.mass, memory.faded = arrays["memories"][which].tolist()
@@ -447,8 +447,8 @@ class InterestProfile:
 
 def _top(values: Float32 | Float64, n: int) -> Int64:
     """int64[≤ n], positions of the largest, largest first; ties by position."""
-    n = min(n, len(values))
-    if n < len(values):
+    n = min(max(n, 0), len(values))
+    if 0 < n < len(values):
         edge = np.partition(values, len(values) - n)[len(values) - n]
         kept = np.flatnonzero(values >= edge)
     else:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penchant.common.arrays import Arrays, Float32, Float64, Int64
+from penchant.common.arrays import Arrays, Bool, Float32, Float64, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
@@ -137,7 +137,7 @@ class Strengths(Learner):
         return "start" if not begun else "strengths" if "terms" not in state else "outcomes"
 
     def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
-        sound = (history.strengths >= 0) & (history.strengths <= 1)  # neither is so for NaN
+        sound = _sound(history.strengths)
         if not sound.all():
             history = History(history.items[sound], history.times[sound], history.strengths[sound])
         match self._asked(state):
@@ -149,7 +149,8 @@ class Strengths(Learner):
 
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._asked(state) == "start":  # which runs its people together
-            return self.start.partial_sum(state, histories, clip, randoms)
+            sound = _sound(histories.strengths)
+            return self.start.partial_sum(state, histories if sound.all() else histories.keep(sound), clip, randoms)
         return super()._partial_sum(state, histories, clip, randoms)
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
@@ -231,3 +232,8 @@ def _unit(values: Float64) -> Float32:
     length = float(np.linalg.norm(values))
     scaled: Float32 = (values / (length * (1 + 1e-7)) if length else values).astype(np.float32)
     return scaled
+
+
+def _sound(strengths: Float32) -> Bool:
+    """bool[n], which are in [0, 1]; a NaN is not."""
+    return np.asarray((strengths >= 0) & (strengths <= 1), np.bool_)

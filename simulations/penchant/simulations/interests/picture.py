@@ -122,7 +122,7 @@ class _Path:
 
     def __init__(self, profile: InterestProfile) -> None:
         self.profile, catalogue = profile, profile.catalogue
-        self.names = sorted({topic for topics in catalogue.topics for topic in topics})
+        self.names = sorted({topic for topics in catalogue.topics for topic in topics} - catalogue.sensitive)
         self.place = {name: k for k, name in enumerate([*self.names, UNNAMED])}
         self.mass = np.zeros((2, len(self.place)))
         self.before = [0.0, 0.0]
@@ -132,10 +132,11 @@ class _Path:
         """After an event."""
         profile = self.profile
         topics = profile.catalogue.topics[profile.items[-1]] or (UNNAMED,)
-        own = [self.place[topic] for topic in topics]
+        own = [self.place[topic] for topic in topics if topic in self.place]  # none where all of them are sensitive
         for which, memory in enumerate((profile.long, profile.recent)):
             self.mass[which] *= np.exp(memory.faded - self.before[which])
-            self.mass[which, own] += profile.weights[-1] * profile.strengths[-1] / len(own)
+            if own:
+                self.mass[which, own] += profile.weights[-1] * profile.strengths[-1] / len(own)
             self.before[which] = memory.faded
         each = self.mass / np.maximum(self.mass.sum(axis=1, keepdims=True), 1e-300)
         self.rows.append((1 - profile.share) * each[0] + profile.share * each[1])
@@ -159,15 +160,20 @@ def _listed(profile: InterestProfile, side: ItemSide, n: int) -> Iterator[Listed
     for one, deviation in zip(chosen, deviations.tolist(), strict=True):
         reasons = _reasons(profile.attribution(one.position), profile.items, catalogue)
         i = one.position
-        yield Listed(catalogue.titles[i], catalogue.topics[i], one.score, deviation, reasons)
+        topics = tuple(topic for topic in catalogue.topics[i] if topic not in catalogue.sensitive)
+        yield Listed(catalogue.titles[i], topics, one.score, deviation, reasons)
 
 
 def _reasons(parts: Attribution, items: Sequence[int], catalogue: Catalogue) -> list[tuple[str, float]]:
     each: dict[str, float] = {}
+    unnamed: dict[int, float] = {}  # of a sensitive topic: their part counts, and nobody reads what they are
     for item, part in zip(items, (parts.past + parts.transition).tolist(), strict=True):
-        each[catalogue.titles[item]] = each.get(catalogue.titles[item], 0.0) + part
+        if catalogue.is_sensitive[item]:
+            unnamed[item] = unnamed.get(item, 0.0) + part
+        else:
+            each[catalogue.titles[item]] = each.get(catalogue.titles[item], 0.0) + part
     each |= {"popularity": parts.popularity, "what you named": parts.prior}
-    raised = sum(part for part in each.values() if part > 0)
+    raised = sum(part for part in (*each.values(), *unnamed.values()) if part > 0)
     best = sorted(each.items(), key=lambda pair: -pair[1])[:REASONS]
     return [(what, part / raised) for what, part in best if part > 0.005 * raised]
 
