@@ -23,7 +23,7 @@ import numpy as np
 
 from penchant.common import metrics
 from penchant.common.arrays import Bool, Float64, Int32, Int64
-from penchant.common.interests import Greedy, InterestConfig, InterestProfile, Policy, Standing
+from penchant.common.interests import STILL, Greedy, InterestConfig, InterestProfile, Policy, Standing
 from penchant.common.interests.exploration import Diverse, EpsilonGreedy, LongTail, Thompson, UpperBound, head
 from penchant.common.streams import Streams
 from penchant.common.taste import ItemSide, Posterior, TasteConfig
@@ -48,7 +48,7 @@ TUNING = 1000
 """Added to a seed for the people that settings are chosen on."""
 
 MEMORIES = tuple(
-    InterestConfig(long=0.995, recent=recent, share=share, again=True)
+    InterestConfig(long=0.995, recent=recent, share=share, again=True, dynamics=STILL)  # so that only policies differ
     for recent, share in ((0.95, 0.0), (0.95, 0.3), (0.95, 0.6), (0.98, 0.6))
 )
 STRENGTHS: Mapping[str, Sequence[Policy]] = {
