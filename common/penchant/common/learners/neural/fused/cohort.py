@@ -30,6 +30,8 @@ from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
 
 _Found = TypeVar("_Found")
+_FINE = 2.0**-36
+"""What changes are multiples of where nothing is clipped: sums up to 2¹⁷ are exact, so that no thread changes a bit."""
 _CHUNKS = 8  # for each thread: few enough to cost nothing, enough that threads end together
 
 
@@ -159,7 +161,7 @@ class Cohort:
             self._rates(config.lr),
             np.float32(config.lr),
             (config.epochs, config.batch, group, self._fold_in_steps, config.fold_in_lr),
-            (clip.bound, sums.SAFETY, sums.grid(clip.bound)),
+            (clip.bound, sums.SAFETY, sums.grid(clip.bound) or _FINE),
         )
         places = config.epochs * longest
         examples = max(min(config.batch, places), longest if self._fold_in_steps else 0)
@@ -208,7 +210,7 @@ class Cohort:
             self._packed(state),
             self._where_vectors_start(state, histories, fitted=False),
             self._rates(lr),
-            (rule.clip_norm * sums.SAFETY, stddev, rule.rate, rule.steps, group, rule.min_history - 1, lr),
+            (rule.clip_norm * sums.SAFETY, stddev, rule.rate, rule.steps, group, rule.min_history - 1, lr, _FINE),
         )
         rows = longest + rule.steps * longest * self._config.negatives
 

@@ -45,6 +45,7 @@ from penchant.common.privacy import noise
 
 _LAYERS = 256
 _EDGES, _UNDER, _HEIGHTS = noise.ziggurat()
+_LARGEST = float(np.finfo(np.float32).max) * 2.0**-36  # so that a step of the grid of no clip can divide it
 _TILE = 8  # rows of a product that stay in registers
 _FAST = {"reassoc", "contract", "nsz", "arcp"}  # and NaN stays NaN
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
@@ -394,7 +395,7 @@ def clip_and_add(model, weights, own, n_rows, bound, safety, grid, sums):
     length = math.sqrt(square)
     within = length <= bound
     scale = 1.0 if within else bound * safety / length
-    if not (length < np.inf and length * scale <= 3.4028234663852886e38):
+    if not (length < np.inf and length * scale <= _LARGEST):
         return -1
     coarse, fine = np.float32(grid), np.float32(1.0 / grid if grid else 0.0)
     add_cut(sums.dense, 0, own.dense, 0, len(own.dense), scale, coarse, fine)
@@ -667,12 +668,12 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
 
     Source for rows: Lim et al. 2024, LazyDP, https://arxiv.org/abs/2404.08847.
 
-    `rule` is (C, σ C, rate, steps, examples of a group, interactions left out at the start, step size). `seeds`
+    `rule` is (C, σ C, rate, steps, examples of a group, interactions left out at the start, step size, grid). `seeds`
     uint64[n_users, 3]: of coins, negatives, noise.
 
     Returns how many were refused: a change that is not finite counts as noise alone.
     """
-    (offsets, items), (bound, stddev, rate, steps, group, left_out, lr) = histories, rule
+    (offsets, items), (bound, stddev, rate, steps, group, left_out, lr, grid) = histories, rule
     slot, _, place, own, batch = scratch
     refused = 0
     for person in people:
@@ -713,7 +714,7 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
                     own.dense[i] += move * one
             counter = disturb(own.user_network, 0, model.wide_network, move, noise_seed, counter)
             counter = disturb(own.user_product, 0, model.wide_product, move, noise_seed, counter)
-        sound = clip_and_add(model, weights, own, n_rows, np.inf, 1.0, 0.0, sums) >= 0
+        sound = clip_and_add(model, weights, own, n_rows, np.inf, 1.0, grid, sums) >= 0
         refused += not sound
         for r in range(n_rows):
             if sound:
@@ -723,5 +724,6 @@ def train_private(people, histories, seeds, model, weights, starts, rates, rule,
             for i in range(len(own.dense)):
                 if rates.dense[i] > 0.0:
                     one, counter = normal(noise_seed, counter)
-                    sums.dense[i] += np.float64(move) * math.sqrt(np.float64(steps)) * np.float64(one)
+                    owed_noise = np.float64(move) * math.sqrt(np.float64(steps)) * np.float64(one)
+                    sums.dense[i] += np.trunc(owed_noise / grid) * grid
     return refused
