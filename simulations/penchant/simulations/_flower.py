@@ -43,7 +43,9 @@ class LocalGrid(Grid):
     """
 
     def __init__(self, app: ClientApp, n_nodes: int, threads: int = 1) -> None:
-        self._app, self._threads = app, threads
+        self._app = app
+        # Never this thread: an interrupt inside compiled code may come out as any error, and be taken for a node's.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penchant-node")
         self._contexts = {
             node: Context(
                 run_id=_RUN,
@@ -58,6 +60,10 @@ class LocalGrid(Grid):
         self.set_run(Run.create_empty(_RUN))
         # Message() reads this process-wide identity and fails without it
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN, 1, 1
+
+    def close(self) -> None:
+        """Waits for nodes that still answer, and ends their threads."""
+        self._pool.shutdown()
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -78,11 +84,7 @@ class LocalGrid(Grid):
         batch = {f"m{next(self._ids)}": message for message in messages}
         for name, message in batch.items():
             message.metadata.__dict__["_message_id"] = name
-        if len(batch) == 1 or self._threads == 1:  # a thread of its own costs more than a small round
-            self._replies.update({name: self._answer(message) for name, message in batch.items()})
-        else:
-            with ThreadPoolExecutor(self._threads) as pool:
-                self._replies.update(zip(batch, pool.map(self._answer, batch.values()), strict=True))
+        self._replies.update(zip(batch, self._pool.map(self._answer, batch.values()), strict=True))
         return list(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -103,7 +105,10 @@ def run_local(server: ServerApp, client: ClientApp, n_nodes: int) -> None:
     """Runs both apps in this process, a thread for each core."""
     with _quiet_flower():
         grid = LocalGrid(client, n_nodes, threads=os.cpu_count() or 1)
-        server(grid, Context(run_id=_RUN, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        try:
+            server(grid, Context(run_id=_RUN, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        finally:
+            grid.close()
 
 
 def run_flower(server: ServerApp, client: ClientApp, n_nodes: int, *, gpus: float = 0.0) -> None:
