@@ -1,4 +1,4 @@
-"""How long an event and the next list take on one core: python benchmarks/profile.py
+"""How long an event and the next list take on one core: python benchmarks/interests.py
 
 Medians over events of `update`, of `recommend(10)`, and of both, with vectors, transitions and a context at the sizes
 named. Releases are random numbers: nothing here depends on what they say. Set OMP_NUM_THREADS=1 for one core.
