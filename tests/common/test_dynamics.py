@@ -327,4 +327,4 @@ def test_a_state_that_is_not_what_was_kept_is_refused(name: str, values: Any) ->
 )
 def test_settings_out_of_range_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(fields))):
-        Dynamics(**fields)  # type: ignore[arg-type]
+        Dynamics(**fields)  # type: ignore[arg-type]  # fields by name

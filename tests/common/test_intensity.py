@@ -52,7 +52,7 @@ HEAD = np.array([0, 3, 5, 7, 12, 29], np.int32)
 
 
 def learner(**settings: float) -> Strengths:
-    return Strengths(CATALOGUE, StrengthsConfig(start=CooccurrenceConfig(head=len(HEAD), dims=3), **settings))  # type: ignore[arg-type]
+    return Strengths(CATALOGUE, StrengthsConfig(start=CooccurrenceConfig(head=len(HEAD), dims=3), **settings))  # type: ignore[arg-type]  # fields by name
 
 
 def begun(**more: np.ndarray) -> State:

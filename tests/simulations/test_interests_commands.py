@@ -66,7 +66,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
     for name, run in (("dynamic", dynamic), ("explore", explore)):
         module = types.ModuleType(name)
-        module.table, module.again = run, again  # type: ignore[attr-defined]
+        module.table, module.again = run, again  # type: ignore[attr-defined]  # a stand-in
         monkeypatch.setitem(sys.modules, f"penchant.simulations.interests.{name}", module)
     monkeypatch.setattr(
         "penchant.simulations.interests_commands.PARTS", {"dynamic": ("table", "again"), "explore": ("table",)}

@@ -182,7 +182,7 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0,
         rows=rows,
         notes=[
             f"{data}, {len(them):,} people of folds 1 to {FOLDS - 1} with {LENGTHS[-1] + FUTURE} interactions or more, "
-            f"each with a release made without their fold; {_topics(them, grouped)}. {_conditions(epsilon)}",
+            f"each with a release made without their fold; {_topics(them, grouped)}. {them[0].made.conditions}",
             f"α {config.general:g}, γ {config.keep:g}, ρ {config.predicted:g} over the best {config.n_predicted}: "
             "chosen on fold 0, for an exact release and one of ε = 8 together.",
             "Own history without any interaction is equal shares. Brackets: 95 % over people, the same in every row.",
@@ -227,7 +227,7 @@ def lists(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0)
         rows=rows,
         notes=[
             f"{data}, {len(them):,} people of folds 1 to {FOLDS - 1}; the last fifth of their interactions is what "
-            f"they went on to choose, the rest is known. {_conditions(epsilon)}",
+            f"they went on to choose, the rest is known. {them[0][0].made.conditions}",
             "KL in nats, from the posterior's mean (which λ aims at); JS in bits, of the list from the last fifth's.",
             f"NDCG is lost at {', '.join(loses)}." if loses else "No loss of NDCG shows at either λ.",
             f"Closer to what came later at {', '.join(closer)}." if closer else "Not closer to what came later.",
@@ -261,7 +261,7 @@ def quantized(*, data: str = "ml-100k", epsilon: float | None = None, seed: int 
         ],
         notes=[
             f"{data}, {len(them):,} people of folds 1 to {FOLDS - 1}, tested on their last fifth; item vectors and "
-            f"both transition tables, popularity left as it is. {_conditions(epsilon)}",
+            f"both transition tables, popularity left as it is. {them[0][0].made.conditions}",
             "No loss shows." if lost.low <= 0 <= lost.high else "The difference is not by chance.",
         ],
     )
@@ -303,12 +303,3 @@ def _size(side: ItemSide) -> int:
 def _topics(them: Sequence[Person], grouped: bool) -> str:
     n = len(them[0].topics.names)
     return f"{n} clusters of the released vectors" if grouped else f"{n} topics of the catalogue"
-
-
-def _conditions(epsilon: float | None) -> str:
-    if epsilon is None:
-        return "Exact sums: no ε."
-    return (
-        f"Each release: ε = {epsilon:g}, δ = 1e-5, unit user, add/remove, trust server; the choice of settings is "
-        "uncharged."
-    )

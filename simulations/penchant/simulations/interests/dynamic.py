@@ -175,7 +175,7 @@ def table(
         more = resamples[1].difference(name, other)
         if more.low <= 0:
             behind.append(f"“{name}” does not beat “{other}”: NDCG@10 {interval(more)}.")
-    exact = "exact sums" if epsilon is None else f"ε = {epsilon:g}, unit user, add/remove, δ = 1e-5"
+    exact = "exact sums" if epsilon is None else f"ε = {epsilon:g}"
     return Table(
         f"Dynamic: prequential on {data}, {part} part, {exact}",
         ("profile", *METRICS, "NDCG@10 − frozen", "NDCG@10 − recency alone"),
@@ -183,6 +183,7 @@ def table(
         (
             f"{len(people)} people, {int(later.lengths.sum()):,} events, {drifts} drifts marked; 95 % intervals"
             " resample people, the same on both sides of a difference. Times are UTC.",
+            made.conditions,
             *behind,
         ),
     )

@@ -9,6 +9,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner, State
+from penchant.common.privacy.plan import Guarantee
 from penchant.common.taste import ItemSide
 from penchant.simulations import engine, plans
 from penchant.simulations.data.dataset import Dataset
@@ -18,19 +19,21 @@ from penchant.simulations.evaluation import Interval
 from penchant.simulations.settings import Row, SimulationConfig
 from penchant.simulations.splits import Split, split
 
+CHOSEN = ("settings of the profiles were chosen on validation parts or other people of the same data",)
+
 
 @dataclass(frozen=True)
 class Release:
     """Data, how it is split, and what devices got.
 
     Attributes:
-        epsilon: of the release, unit user; None for exact sums.
+        guarantee: of the release, with all that its ε means nothing without; None for exact sums.
         side: what devices score with.
     """
 
     data: Dataset
     split: Split
-    epsilon: float | None
+    guarantee: Guarantee | None
     learner: Learner
     state: State
     side: ItemSide
@@ -38,6 +41,11 @@ class Release:
     @property
     def catalogue(self) -> Catalogue:
         return self.data.catalogue
+
+    @property
+    def conditions(self) -> str:
+        """What is promised, as a sentence below a table."""
+        return f"Each release: {self.guarantee}." if self.guarantee else "Exact sums: nothing is promised, no ε."
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def release(name: str, *, by: str = "leave-last-out", epsilon: float | None = No
     parts = split(by, data.interactions, seed)
     row = Row("co-occurrence", "federated", "cooccurrence", "", "none" if epsilon is None else "user")
     settings = SimulationConfig(epsilon=epsilon, delta=None if epsilon is None else 1e-5)
-    made = plans.federated(row, settings, int(parts.participants.sum()))
+    made = plans.federated(row, settings, int(parts.participants.sum()), (*CHOSEN, *parts.uncharged))
     people = parts.train.select(parts.participants.nonzero()[0])
     rounds = engine.run(
         made,
@@ -94,7 +102,7 @@ def release(name: str, *, by: str = "leave-last-out", epsilon: float | None = No
     side = learner.item_side(state)
     if side is None:
         raise InvalidConfig(f"learner {made.learner} releases no item vectors to make a profile of")
-    return Release(data, parts, epsilon, learner, state, side)
+    return Release(data, parts, made.plan.guarantee(), learner, state, side)
 
 
 def interval(found: Interval, digits: int = 3) -> str:
