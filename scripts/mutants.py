@@ -119,7 +119,8 @@ _LEARNERS = "common/penchant/common/learners"
 _DEVICE_SGD = f"{_LEARNERS}/neural/device_sgd.py"
 _FEDAVG = f"{_LEARNERS}/neural/fedavg.py"
 _LOCAL = f"{_LEARNERS}/neural/local.py"
-_KERNELS, _COHORT = f"{_LEARNERS}/neural/fused/kernels.py", f"{_LEARNERS}/neural/fused/cohort.py"
+_FUSED = f"{_LEARNERS}/neural/fused"
+_KERNELS, _PRIVATE, _COHORT = f"{_FUSED}/kernels.py", f"{_FUSED}/private.py", f"{_FUSED}/cohort.py"
 _ROUNDS = "server/penchant/server/rounds.py"
 _SETTINGS = "simulations/penchant/simulations/plans.py"
 _NODE = "client/penchant/client/node.py"
@@ -316,7 +317,7 @@ MUTANTS = (
     Mutant(
         "clip-left-out-compiled-group",
         "compiled DP-SGD does not clip a group's gradient",
-        _KERNELS,
+        _PRIVATE,
         "            scale = np.float32(min(1.0, bound / math.sqrt(square_length)) if square_length > 0.0 else 1.0)\n",
         "            scale = np.float32(1.0)\n",
         f"{FUSED}::test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise",
@@ -324,7 +325,7 @@ MUTANTS = (
     Mutant(
         "clip-left-out-compiled-user",
         "compiled DP-SGD leaves the person's vector out of a group's norm",
-        _KERNELS,
+        _PRIVATE,
         "(1.0 + dot(own.user_network, 0, own.user_network, 0, dn))  # b₁, W₁ᵘ\n",
         "(1.0)  # b₁, W₁ᵘ\n",
         f"{FUSED}::test_dp_sgd_of_a_cohort_is_opacus_for_each_but_for_the_noise",
@@ -332,7 +333,7 @@ MUTANTS = (
     Mutant(
         "noise-left-out-compiled",
         "compiled DP-SGD adds no noise to what is not a table",
-        _KERNELS,
+        _PRIVATE,
         "                    own.dense[i] += move * one\n",
         "                    own.dense[i] += 0.0 * one\n",
         f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",
@@ -340,7 +341,7 @@ MUTANTS = (
     Mutant(
         "noise-too-small-compiled-read",
         "a row that is read gets one step's noise, whatever it is owed",
-        _KERNELS,
+        _PRIVATE,
         "move * math.sqrt(np.float64(at_step - last[r]))",
         "move * 1.0",
         f"{FUSED}::TestNoise::test_every_number_has_all_of_it_read_or_not",

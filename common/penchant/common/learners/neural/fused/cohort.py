@@ -20,7 +20,7 @@ import numpy as np
 
 from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import Interactions
-from penchant.common.learners.neural.fused import kernels
+from penchant.common.learners.neural.fused import kernels, private
 from penchant.common.learners.neural.fused.simd import WIDTH
 from penchant.common.learners.neural.local import LocalTraining, closed_form
 from penchant.common.learners.neural.models import MF, MLP, InterestModel, NeuMF
@@ -216,7 +216,7 @@ class Cohort:
 
         def work(chosen: Int64, scratch: Any, total: Any) -> int:
             own, (last, drawn, values) = scratch, total
-            refused: int = kernels.train_private(chosen, *given, own, last, drawn, values)
+            refused: int = private.train_private(chosen, *given, own, last, drawn, values)
             return refused
 
         def totals() -> Any:

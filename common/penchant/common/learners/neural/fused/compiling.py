@@ -1,0 +1,33 @@
+"""How kernels are compiled, and under which name what was compiled is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+from penchant.common.privacy import noise
+
+_FAST = {"reassoc", "contract", "nsz", "arcp"}  # and NaN stays NaN
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
+_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(noise.__file__))  # whose tables are compiled in
+_STAMP = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:12]
+
+
+def _compiled(function: Any, **options: Any) -> Any:
+    """Numba keeps what it compiled by a function's name and its own file; the name says what else is in it."""
+    function.__qualname__ += f"-{_STAMP}"
+    try:
+        return njit(cache=True, **_OPTIONS, **options)(function)
+    except RuntimeError:  # nowhere to keep it
+        return njit(**_OPTIONS, **options)(function)
+
+
+def jit(function: Any) -> Any:
+    return _compiled(function)
+
+
+def inline(function: Any) -> Any:
+    return _compiled(function, forceinline=True)
