@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -300,6 +301,23 @@ def charges(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Entry, ...]]:
 
     monkeypatch.setattr(engine, "run", listening)
     return found
+
+
+def test_no_round_parses_python_which_threads_cannot_do_at_once(
+    whole: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    original = engine.run
+
+    def run(*args: Any, **named: Any) -> Rounds:
+        with monkeypatch.context() as patch:
+            patch.setattr(ast, "literal_eval", never)  # as np.load does; see common.arrays.read_npy
+            return original(*args, **named)
+
+    monkeypatch.setattr(engine, "run", run)
+    assert lasting(play(TINY, tmp_path / "run").results) == lasting(whole.results)
 
 
 def test_a_run_stopped_in_every_federated_row_ends_as_the_run_that_never_stopped(

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from penchant.client.node import Node
+from penchant.common.arrays import read_npy
 from penchant.common.errors import PenchantError
 from penchant.common.wire import Order
 
@@ -37,10 +38,10 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         try:
             order = Order.from_flat(config(message.content))
-            state = {k: v.numpy() for k, v in arrays(message.content, "state").items()}
+            state = {k: read_npy(v.data) for k, v in arrays(message.content, "state").items()}
             host = node(shard(context))
             if _COUNTS in context.state.array_records:  # the worker that serves this node may be another one each round
-                host.participations[:] = context.state.array_records[_COUNTS]["counts"].numpy()
+                host.participations[:] = read_npy(context.state.array_records[_COUNTS]["counts"].data)
             total = host.answer(order, state)
             context.state[_COUNTS] = ArrayRecord({"counts": Array(host.participations)})
         except PenchantError as error:  # the words of ours name no person and no item

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from penchant.common.arrays import read_npy
 from penchant.common.errors import PenchantError
 from penchant.common.learners.contract import State
 from penchant.common.privacy import noise
@@ -72,7 +73,7 @@ class PrivateSumStrategy(FedAvg):
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="error")
         try:
             told: Any = message.content.metric_records["diagnostics"]  # of another type: refused below
-            arrays = {name: array.numpy() for name, array in message.content.array_records["sum"].items()}
+            arrays = {name: read_npy(array.data) for name, array in message.content.array_records["sum"].items()}
             return Reply(node=shard, round=int(told["round"]), attempt=int(told["attempt"]), arrays=arrays)
         except Exception:  # a hostile .npy raises nearly anything
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unreadable")

@@ -44,7 +44,6 @@ class LocalGrid(Grid):
 
     def __init__(self, app: ClientApp, n_nodes: int, threads: int = 1) -> None:
         self._app = app
-        # Never this thread: an interrupt inside compiled code may come out as any error, and be taken for a node's.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="penchant-node")
         self._contexts = {
             node: Context(
