@@ -10,6 +10,11 @@ cannot see.
     ├── MalformedData          a data file or row cannot be read
     ├── MalformedContribution  a contribution or partial sum is not what the round asked for
     ├── MalformedScores        a scorer gave NaN or a wrong shape
+    ├── MalformedArtifact      a bundle, statement or model is cut short, changed or of an unknown version
+    ├── UntrustedArtifact      it is whole, but not signed by whom it should be
+    │   ├── ExpiredArtifact    its time is over, or has not come
+    │   └── StaleArtifact      older than one that was seen before
+    ├── Unreachable            a server did not answer in time
     └── PrivacyRefused         releasing would break the promise
         ├── BudgetExhausted    the ledger has no room for the event
         └── UnknownMechanism   an event or mechanism this version does not know
@@ -44,6 +49,26 @@ class MalformedContribution(PenchantError):
 
 class MalformedScores(PenchantError):
     """Scores hold a NaN, or are not one row a person and one column an item. Mend the scorer; nothing is ranked."""
+
+
+class MalformedArtifact(PenchantError):
+    """A bundle, signed statement or model is not what it should be. Nothing of it is used; fetch it again."""
+
+
+class UntrustedArtifact(PenchantError):
+    """Not signed by a key that the app's root key vouches for. Nothing of it is used; ask the operator."""
+
+
+class ExpiredArtifact(UntrustedArtifact):
+    """Outside the time it was signed for. Set the clock, or wait for the operator to sign anew."""
+
+
+class StaleArtifact(UntrustedArtifact):
+    """Older than what was seen before, as when somebody replays it. What is here stays in use."""
+
+
+class Unreachable(PenchantError):
+    """A server did not answer in time. What is here stays in use; try again later."""
 
 
 class PrivacyRefused(PenchantError):

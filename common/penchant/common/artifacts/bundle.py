@@ -1,0 +1,217 @@
+"""What an app ships with, so that it recommends before it ever met a server.
+
+One zip file without compression:
+
+    app.json            signed by the root key: who, where, which root key, and the hash of the catalogue
+    offer.json          the first release's certificate, pointer and manifest
+    catalogue.json      the catalogue's record
+    model.safetensors   the first release
+
+The root key in it is what everything later is checked against, so the bundle is as trustworthy as the way it came: ship
+it inside the app, which its store or package manager signs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from penchant.common.artifacts.manifest import Manifest, Offer, Seen
+from penchant.common.artifacts.release import Release
+from penchant.common.artifacts.signing import (
+    SCHEMA_VERSION,
+    Envelope,
+    PublicKey,
+    SigningKey,
+    checked,
+    text,
+    to_json,
+)
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import InvalidConfig, MalformedArtifact, MalformedData
+
+APP = "application/vnd.penchant.app+json"
+WIRE_VERSIONS = (1, 1)
+"""The oldest and the newest wire version that this penchant speaks."""
+_FILES = ("app.json", "offer.json", "catalogue.json", "model.safetensors")
+_MAX_BYTES = 1 << 30  # of one file in a bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Who an app's devices talk to, and whom they believe.
+
+    Attributes:
+        app_id: names the app; every statement for its devices carries it.
+        population: people whose contributions are summed together; its plan counts them.
+        channel: that devices follow, "stable" unless they are a canary's.
+        distribution: where new releases come from: "host:port" of the gRPC service, or a folder's https: or file: URL;
+            "" where there is none.
+        fleet: "host:port" of the Flower server that rounds run on; "" where devices take part in none.
+        enrolment: "host:port" where a device enrols; "" for none.
+        ca: certificates in PEM, that the servers' TLS certificates must chain to; "" trusts the system's.
+        root: the key that everything later is checked against.
+        publisher: "publisher/name" of the Flower apps whose rounds devices serve.
+        wire: the oldest and the newest wire version that the servers speak.
+    """
+
+    app_id: str
+    population: str
+    root: PublicKey
+    channel: str = "stable"
+    distribution: str = ""
+    fleet: str = ""
+    enrolment: str = ""
+    ca: str = ""
+    publisher: str = ""
+    wire: tuple[int, int] = WIRE_VERSIONS
+
+    def __post_init__(self) -> None:
+        if not (self.app_id and self.population and self.channel):
+            raise InvalidConfig("an app needs an app_id, a population and a channel")
+        if not self.wire[0] <= self.wire[1]:
+            raise InvalidConfig(f"wire versions go from the oldest to the newest, not {self.wire}")
+
+    def signed(self, root: SigningKey) -> Envelope:
+        if root.public != self.root:
+            raise InvalidConfig("an app is signed by its own root key")
+        record = {**self.__dict__, "root": self.root.raw.hex(), "wire": list(self.wire)}
+        return root.sign(APP, to_json({"schema_version": SCHEMA_VERSION, **record}))
+
+    @classmethod
+    def read(cls, envelope: Envelope) -> App:
+        """
+        Raises:
+            MalformedArtifact: not an app that this version can read, or whose servers speak another wire version.
+            UntrustedArtifact: not signed by the root key that it names.
+        """
+        try:
+            root = PublicKey(bytes.fromhex(json.loads(envelope.payload)["root"]))
+            record = checked(envelope.opened(root, APP), SCHEMA_VERSION)
+            oldest, newest = map(int, record["wire"])
+            words = {name: text(record, name) for name in _WORDS}
+            app = cls(root=root, wire=(oldest, newest), **words)
+        except (ValueError, KeyError, TypeError, InvalidConfig):
+            raise MalformedArtifact("app.json is not an app's statement; ask for the bundle again") from None
+        if oldest > WIRE_VERSIONS[1] or newest < WIRE_VERSIONS[0]:
+            raise MalformedArtifact(f"its servers speak wire versions {oldest} to {newest}; update penchant")
+        return app
+
+
+_WORDS = ("app_id", "population", "channel", "distribution", "fleet", "enrolment", "ca", "publisher")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was checked, and what is in it.
+
+    Attributes:
+        offer: the first release's statements, as they were signed.
+        model: its bytes.
+    """
+
+    app: App
+    offer: Offer
+    manifest: Manifest
+    seen: Seen
+    catalogue: Catalogue
+    release: Release
+    model: bytes = field(repr=False)
+
+    @staticmethod
+    def write(path: Path, app: App, root: SigningKey, offer: Offer, *, catalogue: Catalogue, model: bytes) -> None:
+        """Writes a bundle, and reads it as a device would before it is there under its name.
+
+        Args:
+            root: signs `app`, and has certified the offer's release key.
+            model: the bytes that the offer's manifest names.
+
+        Raises:
+            PenchantError: any that reading it back gives.
+        """
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for name, data in zip(
+                _FILES, (app.signed(root).to_bytes(), offer.to_bytes(), catalogue_bytes(catalogue), model), strict=True
+            ):
+                archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: no time of day, the same bytes each time
+        Bundle.from_bytes(out.getvalue())
+        beside = path.with_name(path.name + ".part")
+        beside.write_bytes(out.getvalue())
+        beside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """
+        Raises:
+            MalformedArtifact: no such file, or not a bundle.
+            UntrustedArtifact: a signature or hash in it is wrong.
+        """
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except OSError as error:
+            raise MalformedArtifact(f"{path}: {error.strerror}; give the app's .bundle file") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """As `read`. An expiry that has passed is none here: what the app shipped with is better than nothing."""
+        files = _unzipped(data)
+        app = App.read(Envelope.from_bytes(files["app.json"]))
+        offer = Offer.from_bytes(files["offer.json"])
+        manifest, seen = offer.check(
+            app.root,
+            app_id=app.app_id,
+            population=app.population,
+            channel=app.channel,
+            now_ms=_start(offer),
+            seen=Seen(),
+        )
+        catalogue = read_catalogue(manifest, files["catalogue.json"])
+        model = manifest.model.check(files["model.safetensors"])
+        return cls(app, offer, manifest, seen, catalogue, Release.from_bytes(model, len(catalogue)), model)
+
+
+def catalogue_bytes(catalogue: Catalogue) -> bytes:
+    """The catalogue's record as JSON: what a manifest names by hash."""
+    return to_json(catalogue.to_record())
+
+
+def read_catalogue(manifest: Manifest, data: bytes) -> Catalogue:
+    """The catalogue of a release.
+
+    Raises:
+        MalformedArtifact: other bytes than the manifest names, or no catalogue.
+    """
+    try:
+        catalogue = Catalogue.from_record(json.loads(manifest.catalogue.check(data)))
+    except (ValueError, TypeError, AttributeError, MalformedData, InvalidConfig):
+        raise MalformedArtifact("the release's catalogue cannot be read; ask the operator") from None
+    if catalogue.version != manifest.catalogue_version:
+        raise MalformedArtifact("the release's catalogue is not of the version that its manifest says")
+    return catalogue
+
+
+def _start(offer: Offer) -> int:
+    """When the offer was made, as it says; whether it was signed is checked with it."""
+    try:
+        return int(json.loads(offer.pointer.payload)["created_ms"])
+    except (ValueError, KeyError, TypeError):
+        raise MalformedArtifact("the bundle's pointer does not say when it was made") from None
+
+
+def _unzipped(data: bytes) -> Mapping[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            found: dict[str, Any] = {info.filename: info for info in archive.infolist()}
+            if missing := [name for name in _FILES if name not in found]:
+                raise MalformedArtifact(f"a bundle without {missing[0]}; ask for it again")
+            if any(found[name].file_size > _MAX_BYTES or found[name].compress_type for name in _FILES):
+                raise MalformedArtifact("a bundle with a compressed or far too large file; ask for it again")
+            return {name: archive.read(name) for name in _FILES}
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+        raise MalformedArtifact("not a bundle, or one cut short; ask for it again") from None

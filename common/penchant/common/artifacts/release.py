@@ -1,0 +1,101 @@
+"""A released model as bytes: what devices train further, and what they score with.
+
+One safetensors file of named arrays: the learner's released state as `state/NAME`, and, where the learner scores by a
+taste over item vectors, what `taste.py` reads as `side/NAME`. The operator makes the second out of the first, so that a
+device recommends with NumPy alone, whichever learner made the release. No arrays are Python objects: a file that is
+not what it should be can be wrong, but runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from penchant.common.arrays import Arrays
+from penchant.common.errors import InvalidConfig, MalformedArtifact
+from penchant.common.taste import ItemSide, TasteConfig, Transitions
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Release:
+    """A model on a device.
+
+    Attributes:
+        state: the learner's, without what stays on the server.
+        side: what a device scores with; None for models that only PyTorch reads.
+    """
+
+    state: Arrays
+    side: ItemSide | None
+
+    def to_bytes(self) -> bytes:
+        """
+        Raises:
+            InvalidConfig: an array that stays on the server is among the state's.
+        """
+        if private := [name for name in self.state if name.startswith("server/")]:
+            raise InvalidConfig(f"{private[0]} stays on the server: release Learner.released(state)")
+        arrays = {f"state/{name}": np.array(values, order="C") for name, values in self.state.items()}
+        record: dict[str, object] = {"schema_version": SCHEMA_VERSION, "taste": None}
+        if self.side is not None:
+            record |= {"taste": asdict(self.side.config), "content": self.side.content}
+            arrays |= {"side/vectors": self.side.vectors, "side/popularity": self.side.popularity}
+            if self.side.transitions is not None:
+                arrays |= {f"side/{way}": getattr(self.side.transitions, way) for way in ("leave", "arrive")}
+        return save({name: np.ascontiguousarray(v) for name, v in arrays.items()}, {"penchant": json.dumps(record)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, n_items: int) -> Release:
+        """
+        Args:
+            n_items: of the release's catalogue.
+
+        Raises:
+            MalformedArtifact: not a release, of another schema version, or arrays that do not fit the catalogue.
+        """
+        try:
+            arrays = load(data)
+            record = _record(data)
+            state = {name.removeprefix("state/"): v for name, v in arrays.items() if name.startswith("state/")}
+            side = _side(arrays, record, n_items) if record.get("taste") is not None else None
+        except (SafetensorError, ValueError, KeyError, TypeError, InvalidConfig) as error:
+            raise MalformedArtifact(f"not a release that this version can read: {type(error).__name__}") from None
+        if not all(np.isfinite(values).all() for values in arrays.values()):
+            raise MalformedArtifact("a release with numbers that are not finite; ask the operator to withdraw it")
+        return cls(state, side)
+
+
+def _record(data: bytes) -> Mapping[str, object]:
+    size = int.from_bytes(data[:8], "little")  # a safetensors file begins with the length of its header, in JSON
+    record = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["penchant"])
+    if record["schema_version"] != SCHEMA_VERSION:
+        raise MalformedArtifact(f"a release of schema version {record['schema_version']!r:.20}; update penchant")
+    return record  # type: ignore[no-any-return]  # of JSON
+
+
+def _side(arrays: Arrays, record: Mapping[str, object], n_items: int) -> ItemSide:
+    taste = record["taste"]
+    if not isinstance(taste, dict):
+        raise TypeError
+    known = {f.name for f in fields(TasteConfig)}
+    config = TasteConfig(**{name: value for name, value in taste.items() if name in known})
+    side = {name: arrays[f"side/{name}"] for name in ("vectors", "popularity")}
+    transitions = None
+    if "side/leave" in arrays:
+        transitions = Transitions(arrays["side/leave"], arrays["side/arrive"])
+    tables = (side["vectors"], *((transitions.leave, transitions.arrive) if transitions else ()))
+    if side["popularity"].shape != (n_items,) or any(t.ndim != 2 or len(t) != n_items for t in tables):
+        raise ValueError
+    if any(values.dtype != np.float32 for values in (*tables, side["popularity"])):
+        raise ValueError
+    content = record.get("content", 0)
+    if not isinstance(content, int) or not 0 <= content <= side["vectors"].shape[1]:
+        raise ValueError
+    return ItemSide(side["vectors"], side["popularity"], config, transitions, content)
