@@ -168,7 +168,7 @@ class Bundle:
             app_id=app.app_id,
             population=app.population,
             channel=app.channel,
-            now_ms=_start(offer),
+            now_ms=offer.made_ms,
             seen=Seen(),
         )
         catalogue = read_catalogue(manifest, files["catalogue.json"])
@@ -194,14 +194,6 @@ def read_catalogue(manifest: Manifest, data: bytes) -> Catalogue:
     if catalogue.version != manifest.catalogue_version:
         raise MalformedArtifact("the release's catalogue is not of the version that its manifest says")
     return catalogue
-
-
-def _start(offer: Offer) -> int:
-    """When the offer was made, as it says; whether it was signed is checked with it."""
-    try:
-        return int(json.loads(offer.pointer.payload)["created_ms"])
-    except (ValueError, KeyError, TypeError):
-        raise MalformedArtifact("the bundle's pointer does not say when it was made") from None
 
 
 def _unzipped(data: bytes) -> Mapping[str, bytes]:

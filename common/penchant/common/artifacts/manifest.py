@@ -22,6 +22,7 @@ from penchant.common.artifacts.signing import (
     PublicKey,
     SigningKey,
     checked,
+    from_json,
     text,
     to_json,
     whole,
@@ -266,6 +267,15 @@ class Offer:
             return cls(*(Envelope.from_bytes(json.dumps(record[name]).encode()) for name in _OFFERED))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise MalformedArtifact("not an offer of certificate, pointer and manifest; fetch it again") from None
+
+    @property
+    def made_ms(self) -> int:
+        """When its pointer was made, as it says itself: for what is here already, and cannot be newer than the app.
+
+        Raises:
+            MalformedArtifact: it does not say.
+        """
+        return whole(from_json(self.pointer.payload), "created_ms")
 
     def check(
         self, root: PublicKey, *, app_id: str, population: str, channel: str, now_ms: int, seen: Seen

@@ -1,0 +1,159 @@
+"""Releases on a device: taken in whole or not at all, checked each time they are read, the last good one kept.
+
+    releases/HASH/{offer.json, catalogue.json, model.safetensors}     HASH: of the manifest
+    releases/current                                                  names, the newest first
+
+A release is written beside, synced and renamed, and only then named in `current`, itself by a rename; a device that
+stops in between goes on with what it had. Reading checks every signature and hash anew, and falls back from a release
+that is damaged to the one before it, and at last to the app's bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from penchant.common.artifacts.bundle import App, Bundle, read_catalogue
+from penchant.common.artifacts.manifest import Manifest, Offer, Seen
+from penchant.common.artifacts.release import Release
+from penchant.common.catalogue import Catalogue
+from penchant.common.errors import MalformedArtifact, PenchantError
+
+KEPT = 2
+"""Releases on a device: the one in use and the one before it."""
+POINTS = ("put:before", "put:written", "put:renamed", "put:named")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A release that was checked and can be used.
+
+    Attributes:
+        damaged: how many newer ones could not be read.
+    """
+
+    manifest: Manifest
+    catalogue: Catalogue
+    release: Release
+    name: str
+    damaged: int = 0
+
+
+class Shelf:
+    """
+    Args:
+        folder: of the releases; made if absent.
+        bundle: what to fall back to, read when it is needed.
+        at: called at each of POINTS, where a test stops the process.
+    """
+
+    def __init__(
+        self, folder: Path, app: App, bundle: Callable[[], Bundle], *, at: Callable[[str], None] = lambda point: None
+    ) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder, self._app, self._bundle, self._at = folder, app, bundle, at
+
+    def current(self) -> Installed:
+        """The newest release that is whole.
+
+        Raises:
+            MalformedArtifact, UntrustedArtifact: not even the bundle is.
+        """
+        damaged = 0
+        for name in self._names():
+            try:
+                return self._read(name, damaged)
+            except PenchantError:
+                damaged += 1
+        bundle = self._bundle()
+        return Installed(bundle.manifest, bundle.catalogue, bundle.release, bundle.offer.manifest.sha256, damaged)
+
+    def has(self, offer: Offer) -> bool:
+        """Whether this very manifest is in use."""
+        return offer.manifest.sha256 == self.current().name
+
+    def put(self, offer: Offer, manifest: Manifest, catalogue: bytes, model: bytes) -> Installed:
+        """Takes a release in, checked once more, and makes it the one in use.
+
+        Args:
+            manifest: of the offer, whose signatures the caller has checked, and its age.
+
+        Raises:
+            MalformedArtifact: bytes that the manifest does not name, or that cannot be read; what was here stays in use.
+            OSError: the disk is full; likewise.
+        """
+        found = read_catalogue(manifest, catalogue)
+        Release.from_bytes(manifest.model.check(model), len(found))
+        name = offer.manifest.sha256
+        self._at("put:before")
+        beside = self._folder / f"{name}.part"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(mode=0o700)
+        for file, data in zip(_FILES, (offer.to_bytes(), catalogue, model), strict=True):
+            _write(beside / file, data)
+        _sync(beside)
+        self._at("put:written")
+        if (place := self._folder / name).exists():  # damaged, or of an earlier time
+            shutil.rmtree(place)
+        beside.rename(place)
+        _sync(self._folder)
+        self._at("put:renamed")
+        names = [name, *(other for other in self._names() if other != name)][:KEPT]
+        _write(self._folder / "current.part", "\n".join(names).encode())
+        (self._folder / "current.part").replace(self._folder / "current")
+        _sync(self._folder)
+        self._at("put:named")
+        for other in self._folder.iterdir():
+            if other.is_dir() and other.name not in names:
+                shutil.rmtree(other, ignore_errors=True)
+        return self._read(name, 0)
+
+    def _names(self) -> list[str]:
+        try:
+            names = (self._folder / "current").read_text(encoding="ascii").split()
+        except (OSError, UnicodeDecodeError):
+            return []
+        return [name for name in names if name.isalnum()]
+
+    def _read(self, name: str, damaged: int) -> Installed:
+        try:
+            offer, catalogue, model = ((self._folder / name / file).read_bytes() for file in _FILES)
+        except OSError as error:
+            raise MalformedArtifact(f"release {name[:16]}: {error.strerror}") from None
+        read = Offer.from_bytes(offer)
+        app = self._app
+        manifest, _ = read.check(  # its age was checked when it came
+            app.root,
+            app_id=app.app_id,
+            population=app.population,
+            channel=app.channel,
+            now_ms=read.made_ms,
+            seen=Seen(),
+        )
+        if read.manifest.sha256 != name:
+            raise MalformedArtifact(f"release {name[:16]} is another one")
+        found = read_catalogue(manifest, catalogue)
+        return Installed(manifest, found, Release.from_bytes(manifest.model.check(model), len(found)), name, damaged)
+
+
+_FILES = ("offer.json", "catalogue.json", "model.safetensors")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
