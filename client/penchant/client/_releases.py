@@ -20,7 +20,7 @@ from penchant.common.artifacts.bundle import App, Bundle, read_catalogue
 from penchant.common.artifacts.manifest import Manifest, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import MalformedArtifact, PenchantError
+from penchant.common.errors import MalformedArtifact, PenchantError, StoreFull
 
 KEPT = 2
 """Releases on a device: the one in use and the one before it."""
@@ -71,10 +71,6 @@ class Shelf:
         bundle = self._bundle()
         return Installed(bundle.manifest, bundle.catalogue, bundle.release, bundle.offer.manifest.sha256, damaged)
 
-    def has(self, offer: Offer) -> bool:
-        """Whether this very manifest is in use."""
-        return offer.manifest.sha256 == self.current().name
-
     def put(self, offer: Offer, manifest: Manifest, catalogue: bytes, model: bytes) -> Installed:
         """Takes a release in, checked once more, and makes it the one in use.
 
@@ -82,11 +78,19 @@ class Shelf:
             manifest: of the offer, whose signatures the caller has checked, and its age.
 
         Raises:
-            MalformedArtifact: bytes that the manifest does not name, or that cannot be read; what was here stays in use.
-            OSError: the disk is full; likewise.
+            MalformedArtifact: bytes that the manifest does not name, or that cannot be read or scored with here.
+            StoreFull: the disk is. What was here stays in use.
         """
         found = read_catalogue(manifest, catalogue)
-        Release.from_bytes(manifest.model.check(model), len(found))
+        if Release.from_bytes(manifest.model.check(model), len(found)).side is None:
+            raise MalformedArtifact(f"this release of {manifest.learner} has no item vectors to score with here")
+        try:
+            self._write(offer, catalogue, model)
+        except OSError as error:
+            raise StoreFull(f"no release was taken in: {error.strerror}; make room and sync again") from None
+        return self._read(offer.manifest.sha256, 0)
+
+    def _write(self, offer: Offer, catalogue: bytes, model: bytes) -> None:
         name = offer.manifest.sha256
         self._at("put:before")
         beside = self._folder / f"{name}.part"
@@ -109,7 +113,8 @@ class Shelf:
         for other in self._folder.iterdir():
             if other.is_dir() and other.name not in names:
                 shutil.rmtree(other, ignore_errors=True)
-        return self._read(name, 0)
+            elif other.suffix == ".part":  # of a download that ended, or never will
+                other.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         try:

@@ -1,0 +1,123 @@
+"""What the SDK costs on a device: python benchmarks/client.py [--sizes 4000,100000,1000000]
+
+Import and memory in processes of their own; the rest through `Client`, on a bundle of random numbers (d = 32): nothing
+here depends on what they say. Set OMP_NUM_THREADS=1 for one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from penchant.client import Client
+from penchant.common.catalogue import Catalogue
+from penchant.common.interactions import History
+from penchant.common.learners import registry
+from penchant.common.streams import Streams
+from tests.client.apps import NOW, Operator
+
+_RSS = """
+import resource, sys, time
+start = time.perf_counter()
+import penchant.client
+from penchant.client import Client
+imported = time.perf_counter() - start
+if len(sys.argv) > 1:
+    with Client.open(sys.argv[1]) as me:
+        me.recommend(10)
+print(imported, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def process(*argv: str) -> tuple[float, float, float]:
+    """Medians of five: seconds to import, seconds until a list is there, and MiB at most."""
+    found = [
+        [float(word) for word in subprocess.check_output([sys.executable, "-c", _RSS, *argv], text=True).split()]
+        for _ in range(5)
+    ]
+    imported, listed, rss = np.median(found, axis=0).tolist()
+    return imported, listed, rss
+
+
+def milliseconds(call: Callable[[int], object], n: int) -> tuple[float, float]:
+    """p50 and p99."""
+    out = []
+    for i in range(n):
+        start = time.perf_counter()
+        call(i)
+        out.append(1000 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(out, [50, 99]).tolist()
+    return p50, p99
+
+
+def catalogue(n: int) -> Catalogue:
+    return Catalogue(ids=tuple(f"film:{i}" for i in range(n)), topics=tuple((f"topic {i % 20}",) for i in range(n)))
+
+
+def size(folder: Path, n: int, events: int) -> None:
+    state = folder / f"state-{n}"
+    bundle = Operator(catalogue=catalogue(n)).bundle(folder / f"{n}.bundle", d=32)
+    Client.open(state, bundle=bundle).close()
+    _, listed, rss = process(str(state))
+    with Client.open(state) as me:
+        me.recommend(10)
+        before = sum(path.stat().st_size for path in state.glob("store.db*"))
+        observed = milliseconds(lambda i: me.observe(f"film:{i}", "watch"), events)
+        ranked = []
+        for i in range(min(events, 200)):
+            me.observe(f"film:{events + i}", "watch")
+            start = time.perf_counter()
+            me.recommend(10)
+            ranked.append(1000 * (time.perf_counter() - start))
+    after = sum(path.stat().st_size for path in state.glob("store.db*"))
+    per_1000 = (after - before) / (events + min(events, 200)) * 1000 / 1024
+    p50, p99 = np.percentile(ranked, [50, 99])
+    print(
+        f"{n:>9,} {1000 * listed:>14.0f} {rss:>8.0f} {p50:>11.2f} {p99:>6.2f} {observed[0]:>12.2f} {observed[1]:>6.2f} "
+        f"{per_1000:>14.0f}"
+    )
+
+
+def contribution(name: str, settings: Mapping[str, Mapping[str, str]]) -> None:
+    items = catalogue(3706)
+    learner = registry.build(name, settings, items)
+    random = np.random.default_rng(0)
+    history = History(
+        random.choice(3706, 200, replace=False).astype(np.int32),
+        NOW + np.arange(200, dtype=np.int64) * 60_000,
+        np.ones(200, np.float32),
+    )
+    state = learner.init(Streams(0))
+    p50, p99 = milliseconds(lambda i: learner.contribution(state, history, Streams(i)), 20)
+    print(f"{' '.join((name, *settings.get('model', {}).values())):20} {p50:8.2f} {p99:8.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Milliseconds and bytes of the SDK's calls.")
+    parser.add_argument("--sizes", default="4000,100000,1000000")
+    parser.add_argument("--events", type=int, default=1000)
+    args = parser.parse_args()
+    imported, _, rss = process()
+    print(f"import: {1000 * imported:.0f} ms, {rss:.0f} MiB\n")
+    print("    items  ms to 1st list      MiB  list p50 ms    p99  event p50 ms    p99  KiB/1000 kept")
+    with tempfile.TemporaryDirectory() as folder:
+        for n in map(int, args.sizes.split(",")):
+            size(Path(folder), n, args.events)
+    print("\ncontribution of 200 interactions, 3,706 items, p50 and p99 ms")
+    for name, settings in (
+        ("cooccurrence", {}),
+        ("als", {}),
+        *(("fedavg", {"model": {"name": model}}) for model in ("mf", "mlp", "neumf", "gru", "transformer")),
+    ):
+        contribution(name, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,518 @@
+"""The SDK's one object: a person's store, the release in use, what follows from both, and when to talk to a server.
+
+    observe ──► store (encrypted) ──► profile over the release's item vectors ──► recommend, interests, explain
+    sync    ──► a newer release, checked and swapped ──► maybe a round: one clipped contribution, sealed
+
+Nothing but `sync` and the background of `participate` opens a connection. Calls may come from several threads: each
+holds one lock while it reads or changes what is here, never while it waits for a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from penchant.client._types import (
+    Feedback,
+    Forgotten,
+    Interests,
+    Left,
+    Privacy,
+    Recommendation,
+    Strengths,
+    SyncResult,
+    Trust,
+)
+from penchant.common.errors import Busy, InvalidConfig, PenchantError
+
+if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing the SDK costs an app next to nothing
+    import numpy as np
+
+    from penchant.client._keys import KeySource
+    from penchant.client._person import Person
+    from penchant.client._releases import Installed, Shelf
+    from penchant.client._store import Retention, Store
+    from penchant.common.artifacts.bundle import App
+    from penchant.common.artifacts.manifest import Manifest, Seen
+    from penchant.common.interests import InterestConfig, Policy
+    from penchant.common.interests.explanations import Explanation
+
+_SAVED_EVERY = 256
+"""Events after which the profile is kept again: what a stop costs is reading so many once more."""
+_KINDS = {"like": "like", "dislike": "hide"}
+
+
+class Client:
+    """One person's interests in an app's own process. Make one with `open`; close it, or use it as a context."""
+
+    def __init__(
+        self,
+        folder: Path,
+        app: App,
+        store: Store,
+        shelf: Shelf,
+        *,
+        strengths: Strengths,
+        interests: InterestConfig | None,
+        timeout_s: float,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._folder, self._app, self._store, self._shelf = folder, app, store, shelf
+        self._strengths, self._config = strengths, interests
+        self._timeout_s, self._now_ms = timeout_s, now_ms
+        self._lock = threading.RLock()
+        self._closed = False
+        self._unsaved = 0
+        self._installed = shelf.current()
+        self._person = self._made()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        bundle: str | Path | None = None,
+        trust: Trust | None = None,
+        consent: str = "",
+        key: KeySource | None = None,
+        strengths: Strengths | None = None,
+        interests: InterestConfig | None = None,
+        retention: Retention | None = None,
+        timeout_s: float = 5.0,
+        now_ms: Callable[[], int] | None = None,
+    ) -> Self:
+        """Opens a person's state, or begins it.
+
+        Args:
+            folder: made if absent, readable by its owner alone. One process at a time.
+            bundle: what the app ships with; needed the first time, and after an update of the app.
+            trust: what the person agreed to; kept from then on. None keeps what was agreed, and at first is "nobody".
+            consent: version of the text that the person agreed to.
+            key: where the store's key lies; the system's keyring where there is one, else a file that only its owner
+                may read.
+            strengths: how strong a sign of interest each event is.
+            interests: settings of the profile.
+            retention: how long events are kept, and how many.
+            timeout_s: how long a call waits for another thread's.
+            now_ms: the clock, UTC milliseconds.
+
+        Raises:
+            InvalidConfig: no bundle where one is needed, or one of another app than the folder's.
+            MalformedArtifact, UntrustedArtifact: the bundle cannot be read or is not what was signed.
+            StoreLocked: another process has the folder.
+            WrongKey, StoreDamaged: the store does not open; see each.
+        """
+        from penchant.client._releases import Shelf
+        from penchant.client._store import Store
+        from penchant.common.artifacts.bundle import Bundle
+
+        place = Path(folder)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = Store.open(place, key=key, retention=retention, now_ms=now_ms or _now_ms)
+        try:
+            app, shipped = _app(place, None if bundle is None else Path(bundle))
+            shelf = Shelf(place / "releases", app, lambda: Bundle.read(place / _BUNDLE))
+            made = cls(
+                place,
+                app,
+                store,
+                shelf,
+                strengths=strengths or Strengths(),
+                interests=interests,
+                timeout_s=timeout_s,
+                now_ms=now_ms or _now_ms,
+            )
+            if shipped is not None:
+                made._take_shipped(shipped)
+            if trust is not None:
+                made.agree(trust, consent=consent)
+        except BaseException:
+            store.close()
+            raise
+        return made
+
+    # what the person does
+
+    def observe(
+        self,
+        item: str,
+        kind: str = "view",
+        *,
+        dwell_s: float | None = None,
+        rating: float | None = None,
+        strength: float | None = None,
+        context: Mapping[str, str] | None = None,
+        at_ms: int | None = None,
+    ) -> None:
+        """Takes in one thing that the person did; the next list knows of it. It stays here.
+
+        Args:
+            item: identifier; one that the catalogue does not have yet counts once it does.
+            kind: what was done, such as "view", "watch", "like" or "buy".
+            dwell_s: seconds spent with it.
+            rating: on the app's scale.
+            strength: in [0, 1], where the app knows it better than rating, dwell and kind tell.
+            context: categories of the moment, such as {"device": "phone"}.
+            at_ms: UTC milliseconds; now if None.
+
+        Raises:
+            InvalidConfig: a kind without a strength, or numbers out of range; nothing was kept.
+            StoreFull: the disk is; nothing was kept.
+        """
+        from penchant.client._store import Event
+
+        now = self._now_ms() if at_ms is None else at_ms
+        event = Event(
+            item=item,
+            kind=kind,
+            at_ms=now,
+            strength=strength,
+            dwell_s=dwell_s,
+            rating=rating,
+            context=dict(context or {}),
+        )
+        with self._held():
+            self._person.strength(event)  # refused before it is kept
+            self._store.append(event)
+            self._person.take(event)
+            self._unsaved += 1
+            if self._unsaved >= _SAVED_EVERY:
+                self._save()
+
+    def feedback(self, item: str, kind: Feedback, *, topic: str | None = None) -> str:
+        """What the person says of a recommended item.
+
+        Args:
+            kind: "like" and "dislike" are events; "not_this_item" hides the item, and "not_this_topic" all items of one
+                of its topics, until `allow`.
+            topic: which; None takes the one that the item's explanation names.
+
+        Returns:
+            What was refused: an item or a topic; "" for an event.
+
+        Raises:
+            InvalidConfig: an unknown kind, an item that is not in the catalogue, or a topic that is not clear.
+        """
+        if kind in _KINDS:
+            self.observe(item, _KINDS[kind])
+            return ""
+        with self._held():
+            self._person.place(item)
+            if kind == "not_this_item":
+                refused, chosen = self._person.hidden, item
+            elif kind == "not_this_topic":
+                chosen = self._person.topic_of(item) if topic is None else self._person.known_topic(topic)
+                refused = self._person.refused
+            else:
+                from penchant.common.config import did_you_mean
+
+                known = (*_KINDS, "not_this_item", "not_this_topic")
+                raise InvalidConfig(f"no feedback {kind!r}{did_you_mean(kind, known)}")
+            refused.add(chosen)
+            self._said()
+        return chosen
+
+    def allow(self, refused: str) -> None:
+        """Takes back a "not this item" or "not this topic"; nothing happens where there was none."""
+        with self._held():
+            self._person.hidden.discard(refused)
+            self._person.refused.discard(refused)
+            self._said()
+
+    # what the person gets
+
+    def recommend(
+        self,
+        n: int = 10,
+        *,
+        context: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+        random: np.random.Generator | None = None,
+    ) -> list[Recommendation]:
+        """The next n items, best first, from what is here; with no history at all, what is liked by everybody.
+
+        Args:
+            context: categories of the moment.
+            policy: how a list is chosen (`common.interests.exploration`); the best by score if None.
+            random: what a policy draws from.
+        """
+        with self._held():
+            return self._person.recommend(n, context, policy, random)
+
+    def interests(self, n: int = 10) -> Interests:
+        """The n topics with the largest shares of the person's interest."""
+        with self._held():
+            return self._person.interests(n)
+
+    def explain(self, item: str, *, context: Mapping[str, str] | None = None) -> Explanation:
+        """Why an item is where it is; `.sentence("en")` says it in words.
+
+        Raises:
+            InvalidConfig: no such item in the catalogue.
+        """
+        with self._held():
+            return self._person.explain(item, context)
+
+    # what leaves, and what does not
+
+    def agree(self, trust: Trust, *, consent: str = "") -> None:
+        """What the person agrees to from now on; "nobody" withdraws. Kept with the time and the text's version."""
+        if trust not in _TRUST:
+            from penchant.common.config import did_you_mean
+
+            raise InvalidConfig(f"no trust {trust!r}{did_you_mean(trust, _TRUST)}")
+        with self._held():
+            kept = self._record("consent", {})
+            if (kept.get("trust"), kept.get("text")) == (trust, consent or kept.get("text")):
+                return
+            record = {"trust": trust, "text": consent, "at_ms": self._now_ms()}
+            self._store.put("consent", json.dumps(record).encode())
+
+    @property
+    def trust(self) -> Trust:
+        with self._held():
+            found: Trust = self._record("consent", {}).get("trust", "nobody")
+            return found
+
+    def sync(self, deadline_s: float = 30.0) -> SyncResult:
+        """Looks for a newer release, takes it in, and takes part in a round if the person, the device and the budget
+        allow it. It never raises for a server that is away or wrong: the result says why.
+
+        Args:
+            deadline_s: for all of it.
+        """
+        until = time.monotonic() + deadline_s
+        release = self._update(until)
+        with self._held():
+            version = self._installed.manifest.version
+        return SyncResult(release=release, version=version, reason="" if self._app.fleet else "no_fleet")
+
+    def privacy(self) -> Privacy:
+        """What left this device, when, who could see it, under which guarantee, and what budget is left."""
+        from penchant.common.privacy.plan import PrivacyPlan
+
+        with self._held():
+            consent, manifest = self._record("consent", {}), self._installed.manifest
+            left = tuple(Left(**one) for one in self._record("left", []))
+            trust: Trust = consent.get("trust", "nobody")
+        plan = PrivacyPlan.from_json(manifest.plan)
+        return Privacy(
+            trust=trust,
+            consented_ms=consent.get("at_ms"),
+            left=left,
+            seen_by=_seen_by(left),
+            release=_guarantee_words(manifest),
+            spent="",
+            participations=0,
+            cap=plan.max_participations if self._app.fleet else 0,
+            trusted=_TRUSTED if plan.unit == "user" else (),
+        )
+
+    def export(self) -> dict[str, Any]:
+        """All that is kept of the person, in JSON types."""
+        with self._held():
+            return {
+                "app_id": self._app.app_id,
+                "population": self._app.population,
+                "release": self._installed.manifest.version,
+                "consent": self._record("consent", {}),
+                "refused_topics": sorted(self._person.refused),
+                "refused_items": sorted(self._person.hidden),
+                "left": self._record("left", []),
+                "events": [event.fields() for event in self._store.events()],
+            }
+
+    def forget(self, *, everything: bool = False) -> Forgotten:
+        """Destroys the key of all that is kept, then the files. Nothing brings it back, and this client is closed.
+
+        Args:
+            everything: the spent budget as well, so that nothing on this device tells that it ever took part. The
+                server still knows how often it did, and is asked to take it out.
+        """
+        with self._held():
+            spent = {"app_id": self._app.app_id, "population": self._app.population, "participations": 0}
+            self._closed = True
+            self._store.forget(keep=None if everything else spent)
+            shutil.rmtree(self._folder / "releases", ignore_errors=True)
+            (self._folder / _BUNDLE).unlink(missing_ok=True)
+        return Forgotten(
+            key_destroyed=True,
+            kept={} if everything else spent,
+            lost=_LOST_EVERYTHING if everything else _LOST,
+        )
+
+    def close(self) -> None:
+        """Keeps the profile and lets go of the folder. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._save()
+            finally:
+                self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # the release in use
+
+    def _update(self, until: float) -> str:
+        """A newer release, if there is one; in a sentence what came of it."""
+        if not self._app.distribution:
+            return "no server"
+        from penchant.client import _distribution
+
+        try:
+            with self._held():
+                seen, have = self._seen(), self._installed.name
+            offer = _distribution.fetch_offer(self._app, have=have, deadline_s=until - time.monotonic())
+            app = self._app
+            manifest, seen = offer.check(
+                app.root,
+                app_id=app.app_id,
+                population=app.population,
+                channel=app.channel,
+                now_ms=self._now_ms(),
+                seen=seen,
+            )
+            if offer.manifest.sha256 == have:
+                with self._held():
+                    self._store.put("seen", json.dumps(asdict(seen)).encode())
+                return "up to date"
+            blobs = []
+            for kind, blob in (("catalogue", manifest.catalogue), ("model", manifest.model)):
+                part = self._folder / "releases" / f"{blob.sha256}.part"
+                left = until - time.monotonic()
+                blobs.append(_distribution.fetch_blob(app, blob, kind, part, deadline_s=left))
+            with self._held():
+                self._swap(self._shelf.put(offer, manifest, *blobs), seen)
+        except PenchantError as error:
+            return str(error)
+        return "updated"
+
+    def _take_shipped(self, shipped: Path) -> None:
+        """The release that a new version of the app ships with, where it is newer than what is here."""
+        from penchant.common.artifacts.bundle import Bundle, catalogue_bytes
+
+        bundle = Bundle.read(shipped)
+        if bundle.seen.sequence <= self._seen().sequence:
+            return
+        put = self._shelf.put(bundle.offer, bundle.manifest, catalogue_bytes(bundle.catalogue), bundle.model)
+        self._swap(put, bundle.seen)
+
+    def _swap(self, installed: Installed, seen: Seen) -> None:
+        """Goes over to a release; the lists are its own from the next call on."""
+        self._installed = installed
+        self._store.put("seen", json.dumps(asdict(seen)).encode())
+        self._person = self._made()
+        self._save()
+
+    def _seen(self) -> Seen:
+        from penchant.common.artifacts.manifest import Seen
+
+        return Seen(**self._record("seen", {}))
+
+    # the person
+
+    def _made(self) -> Person:
+        """The profile as it was kept, and all that came after it; from the first event on where none fits."""
+        from penchant.client import _person
+
+        said = self._record("preferences", {})
+        person = _person.Person(
+            self._installed,
+            self._strengths,
+            self._config,
+            refused=said.get("topics", ()),
+            hidden=said.get("items", ()),
+        )
+        kept, now = self._store.get("profile"), (self._store.n_events, self._store.last_id)
+        after = 0 if kept is None else _person.restored(person, kept, self._installed.name, now)
+        for event in self._store.events(after=after):
+            person.take(event)
+        return person
+
+    def _save(self) -> None:
+        from penchant.client import _person
+
+        now = self._store.n_events, self._store.last_id
+        self._store.put("profile", _person.kept(self._person, self._installed.name, now))
+        self._unsaved = 0
+
+    def _said(self) -> None:
+        self._person.say()
+        record = {"topics": sorted(self._person.refused), "items": sorted(self._person.hidden)}
+        self._store.put("preferences", json.dumps(record).encode())
+
+    def _record(self, name: str, default: Any) -> Any:
+        data = self._store.get(name)
+        return default if data is None else json.loads(data)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise Busy(f"another thread held this client for {self._timeout_s:g} s; try again")
+        try:
+            if self._closed:
+                raise InvalidConfig("this client is closed: open the folder again")
+            yield
+        finally:
+            self._lock.release()
+
+
+_BUNDLE = "app.bundle"
+_TRUST = ("server", "own device", "nobody")
+_TRUSTED = ("that the server adds its noise", "how it draws a cohort", "how many others are in a sum")
+_LOST = "every event, preference and profile on this device, and its place in rounds"
+_LOST_EVERYTHING = f"{_LOST}; a new start here would not know which budget was spent, and must enrol anew"
+
+
+def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:
+    """The app of a folder, and the bundle if it is another one than the folder had."""
+    from penchant.common.artifacts.bundle import Bundle
+
+    kept = folder / _BUNDLE
+    if bundle is None:
+        if not kept.exists():
+            raise InvalidConfig("give bundle=, the app's .bundle file, the first time that a folder is opened")
+        return Bundle.app_of(kept), None
+    data = bundle.read_bytes() if bundle.exists() else b""
+    if kept.exists() and kept.read_bytes() == data:
+        return Bundle.app_of(kept), None
+    read = Bundle.read(bundle)
+    if kept.exists() and (before := Bundle.app_of(kept)).app_id != read.app.app_id:
+        raise InvalidConfig(f"the folder is of the app {before.app_id!r}, the bundle of {read.app.app_id!r}")
+    beside = folder / f"{_BUNDLE}.part"
+    beside.write_bytes(data)
+    beside.replace(kept)
+    return read.app, kept
+
+
+def _seen_by(left: tuple[Left, ...]) -> str:
+    if not left:
+        return "nobody: nothing has left this device"
+    if all(one.sealed for one in left):
+        return "the process that summed each round; to everybody else it was sealed"
+    return "the operator's server and whoever carried it there"
+
+
+def _guarantee_words(manifest: Manifest) -> str:
+    from penchant.common.privacy.plan import Guarantee
+
+    said = manifest.guarantee
+    return "" if said is None else str(Guarantee(**{f.name: said.get(f.name, ()) for f in fields(Guarantee)}))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
