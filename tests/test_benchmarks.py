@@ -14,3 +14,10 @@ def test_the_noise_benchmark_names_each_way_and_its_ratio() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(printed) == 4
     assert all(line.endswith("of NumPy's speed") for line in printed)
+
+
+def test_the_benchmark_of_people_together_has_a_line_for_each_sequence_model() -> None:
+    command = [sys.executable, str(FOLDER / "together.py"), "--people", "6", "--items", "300", "--turns", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in printed] == ["gru", "lstm", "cnn-lstm", "transformer"]
+    assert all(line.endswith("times as fast") for line in printed)

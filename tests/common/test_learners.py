@@ -458,7 +458,7 @@ def test_what_other_threads_build_does_not_reach_a_contribution() -> None:
     other.start()
     try:
         for _ in range(5):
-            for user in range(10):  # dropout draws from a stream that all of torch shares
+            for user in range(10):  # building draws from a stream that all of torch shares
                 assert same(learner.contribution(state, PEOPLE.history(user), stream(user)), expected[user])
     finally:
         stop.set()

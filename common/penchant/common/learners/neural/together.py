@@ -13,17 +13,18 @@ of a whole block. In the first epoch all weights are still the same ones and are
 of their lengths and are cut into blocks of a bounded size, so that little is padding and memory stays bounded; padding
 gets no loss and no slope.
 
-Processor time of a sum over 64 people with 20 to 200 items, one by one ÷ together, clips included; models' default
-sizes, one core, the least of four turns each:
+How many times as fast that is as one by one, in processor time of a sum over 64 people with 20 to 200 items, clips
+included, with models' default sizes on one core (python benchmarks/together.py):
 
                 1,700 items, 1 epoch    2 epochs    3,706 items, 1 epoch    2 epochs
-    gru                         4.4         4.9                     3.3         3.4
-    lstm                        2.6         2.4                     1.9         1.7
-    cnn-lstm                    2.7         2.1                     2.5         1.9
-    transformer                 1.8         1.6                     1.7         1.6
+    gru                          3.6         5.1                     3.6         3.7
+    lstm                         2.6         2.0                     2.2         1.7
+    cnn-lstm                     3.0         2.3                     2.2         2.0
+    transformer                  1.8         1.6                     1.8         1.8
 
 Of a block of 3 people only gru gained, of 4 the transformer too, of 7 all. A transformer's long sequences are products
-of matrices, which take as long alone.
+of matrices, which take as long alone. With 200 people and 3,706 items a process grew by 270 to 290 MiB, one by one by
+30 to 50.
 """
 
 from __future__ import annotations

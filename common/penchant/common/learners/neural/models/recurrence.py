@@ -58,7 +58,8 @@ class _Gru(torch.autograd.Function):
         ctx.save_for_backward(inputs[1], *output)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _gates: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        slope, *_rest = grad_outputs
         weight, states, gates = ctx.saved_tensors
         r, z, n, own = gates.chunk(4, 2)  # [B, L, h] each
         before = _before(states)
@@ -105,7 +106,8 @@ class _Lstm(torch.autograd.Function):
         ctx.save_for_backward(inputs[1], *output)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, _cells: Tensor, _gates: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        slope, *_rest = grad_outputs
         weight, states, cells, gates = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, 2)  # [B, L, h] each
         squashed = torch.tanh(cells)

@@ -38,18 +38,19 @@ class SoftmaxLoss(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_rest: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        slope, *_rest = grad_outputs
         by_states, by_table = ctx.saved_tensors
         return slope * by_states, slope * by_table, None, None
 
     @staticmethod
-    def vmap(_info: Any, in_dims: Any, states: Tensor, table: Tensor, history: Tensor, smoothing: float) -> Any:
-        size = states.shape[in_dims[0]]
-        one, its, own = (
-            values.expand(size, *values.shape) if at is None else values.movedim(at, 0)
-            for values, at in zip((states, table, history), in_dims, strict=False)
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        *tensors, smoothing = args
+        states, tables, histories = (
+            values.expand(info.batch_size, *values.shape) if at is None else values.movedim(at, 0)
+            for values, at in zip(tensors, in_dims[:-1], strict=True)
         )
-        return _every(one, its, own, smoothing), (0, 0, 0)
+        return _every(states, tables, histories, smoothing), (0, 0, 0)
 
 
 def _every(states: Tensor, tables: Tensor, histories: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
