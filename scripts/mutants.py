@@ -288,14 +288,12 @@ MUTANTS = (
         "clip-after-averaging-fedavg",
         "people trained as one block are clipped once, as a sum",
         _FEDAVG,
-        "            self._add(total, update.rows, clip(update.values))  # rows that were not touched are zero\n"
+        "            self._add(total, rows, clip(values))  # rows that were not touched are zero\n"
         "            seen += 1\n"
         "        for _ in range(histories.n_users - seen):  # nothing to train on: a contribution of zeros\n"
         "            clip({})\n"
         "        return total\n",
-        "            self._add(total, update.rows, update.values)\n"
-        "            seen += 1\n"
-        "        return dict(clip(total))\n",
+        "            self._add(total, rows, values)\n            seen += 1\n        return dict(clip(total))\n",
         LEARNERS,
     ),
     Mutant(
@@ -565,8 +563,8 @@ MUTANTS = (
         "weights-by-example-counts-fedavg",
         "an update is weighted by how many rows it touched, after the clip",
         _FEDAVG,
-        "self._add(total, update.rows, clip(update.values))",
-        "self._add(total, update.rows, {n: v * len(update.rows) for n, v in clip(update.values).items()})",
+        "self._add(total, rows, clip(values))",
+        "self._add(total, rows, {n: v * np.size(rows) for n, v in clip(values).items()})",
         LEARNERS,
     ),
     Mutant(

@@ -21,3 +21,10 @@ def test_the_store_benchmark_gives_each_figure_with_its_unit() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(printed) == 10
     assert {line.split()[-1] for line in printed} == {"ms", "s", "bytes", "events/s"}
+
+
+def test_the_benchmark_of_people_together_has_a_line_for_each_sequence_model() -> None:
+    command = [sys.executable, str(FOLDER / "together.py"), "--people", "6", "--items", "300", "--turns", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in printed] == ["gru", "lstm", "cnn-lstm", "transformer"]
+    assert all(line.endswith("times as fast") for line in printed)

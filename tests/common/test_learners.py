@@ -265,11 +265,12 @@ class TestEveryLearner:
             found = at.learner.partial_sum(at.state, PEOPLE, Clip(bound), stream)
             expected = clipped_sum(list(at.contributions), bound)
             sums.check(found, at.learner.shapes(at.state))
-            assert same(found, expected, atol=3e-6)
+            # Alone or together, sequence models are up to 2e-5 from what float64 gives, and 5e-6 from each other.
+            assert same(found, expected, atol=1e-5)
             # the same comparison sees a person left out, and a clip left out
-            assert not same(found, clipped_sum(list(at.contributions[1:]), bound), atol=3e-6)
+            assert not same(found, clipped_sum(list(at.contributions[1:]), bound), atol=1e-5)
             clips = any(sums.norm(one) > bound * (1 + 1e-5) for one in at.contributions)
-            assert same(found, clipped_sum(list(at.contributions), np.inf), atol=3e-6) != clips
+            assert same(found, clipped_sum(list(at.contributions), np.inf), atol=1e-5) != clips
         assert clips
 
     def test_a_partial_sum_does_not_depend_on_order_or_on_who_is_summed_with_whom(self, case: Case) -> None:
@@ -457,7 +458,7 @@ def test_what_other_threads_build_does_not_reach_a_contribution() -> None:
     other.start()
     try:
         for _ in range(5):
-            for user in range(10):  # dropout draws from a stream that all of torch shares
+            for user in range(10):  # building draws from a stream that all of torch shares
                 assert same(learner.contribution(state, PEOPLE.history(user), stream(user)), expected[user])
     finally:
         stop.set()

@@ -20,15 +20,13 @@ section 4.3 (FedAvgM); Reddi et al. 2021, https://arxiv.org/abs/2003.00295, Algo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.autograd import grad
-from torch.func import functional_call
+from torch import Tensor
 
 from penchant.common.arrays import Arrays, Float32, Int64
 from penchant.common.catalogue import Catalogue
@@ -38,10 +36,9 @@ from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
-from penchant.common.learners.neural import adapters, fused, local, start
+from penchant.common.learners.neural import adapters, fused, local, start, together
 from penchant.common.learners.neural.local import LocalTraining
-from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad, seeded, untied
-from penchant.common.negatives import negatives
+from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
@@ -185,7 +182,7 @@ class FedAvg(Learner):
         if self._device_sgd is not None:
             return self._device_sgd.train(weights, history, streams.get("steps"))
         if isinstance(self.model, SequenceModel):
-            return self._train_sequence(self.model, weights, history, streams)
+            return together.alone(self.model, weights, history, self.config.local, streams, self.frozen)
         out = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(state).items()}
         for _, update in local.updates(
             self.model, weights, [history.items], self.config.local, [streams.word("examples")], frozen=self.frozen
@@ -203,20 +200,12 @@ class FedAvg(Learner):
                 return self._cohort.partial_sum(state, histories, clip, seeds)
             if clip.bound == math.inf and not self.frozen:  # else a change is looked at alone
                 return self._cohort.private_sum(state, histories, clip, self.device_noise, [randoms(u) for u in people])
-        if self._device_sgd is not None or isinstance(self.model, SequenceModel):
+        if self._device_sgd is not None:
             return super()._partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}
-        trained = local.updates(
-            self.model,
-            self._weights(state),
-            [histories.history(u).items for u in people],
-            self.config.local,
-            [randoms(u).word("examples") for u in people],
-            frozen=self.frozen,
-        )
         seen = 0
-        for _, update in trained:
-            self._add(total, update.rows, clip(update.values))  # rows that were not touched are zero
+        for rows, values in self._trained(self._weights(state), histories, randoms):
+            self._add(total, rows, clip(values))  # rows that were not touched are zero
             seen += 1
         for _ in range(histories.n_users - seen):  # nothing to train on: a contribution of zeros
             clip({})
@@ -340,53 +329,26 @@ class FedAvg(Learner):
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
 
-    def _add(self, total: dict[str, np.ndarray[Any, Any]], rows: Int64, values: Arrays) -> None:
+    def _trained(
+        self, weights: dict[str, Tensor], histories: Interactions, randoms: Randoms
+    ) -> Iterator[tuple[Int64 | slice, Arrays]]:
+        """What each person changes, many trained at once: the rows of item tables that it touches, and values."""
+        people, rule = range(histories.n_users), self.config.local
+        if isinstance(self.model, SequenceModel):
+            own = [randoms(u) for u in people]
+            for _, change in together.updates(self.model, weights, list(histories), rule, own, self.frozen):
+                yield slice(None), change
+            return
+        items, seeds = [h.items for h in histories], [randoms(u).word("examples") for u in people]
+        for _, update in local.updates(self.model, weights, items, rule, seeds, frozen=self.frozen):
+            yield update.rows, update.values
+
+    def _add(self, total: dict[str, np.ndarray[Any, Any]], rows: Int64 | slice, values: Arrays) -> None:
         for name, v in values.items():
             if name in self.model.item_tables:
                 total[name][rows] += v  # rows are distinct
             else:
                 total[name] += v
-
-    def _train_sequence(
-        self, model: SequenceModel, weights: dict[str, Tensor], history: History, streams: Streams
-    ) -> Arrays:
-        """One person's sequence: each epoch a step on the loss of its last items, those of one time mixed anew."""
-        rule, tables = self.config.local, adapters.tables(model)
-        random = streams.get("sequence")
-        fixed = {name: values for name, values in weights.items() if name in self.frozen}
-        own = {name: values for name, values in weights.items() if name not in fixed}
-        with seeded(int(random.integers(2**63 - 1)), self.where):  # dropout
-            drawable = not model.needs_negatives or local.can_train(history.items, len(self.catalogue))
-            if len(history) > 1 and drawable:
-                loss = _SequenceLoss(model).train()
-                for epoch in range(rule.epochs):
-                    sequence = pad([untied(history, random)], model.max_length + 1, len(self.catalogue)).to(self.where)
-                    drawn = None
-                    if model.needs_negatives:
-                        shape = (1, sequence.shape[1], rule.negatives)
-                        drawn = torch.from_numpy(
-                            negatives(history.items, len(self.catalogue), shape, streams.word("negatives", epoch))
-                        ).long()
-                        drawn = drawn.to(self.where)
-                    now = {name: values.detach().requires_grad_() for name, values in own.items()}
-                    whole = adapters.whole({**now, **fixed}, tables)
-                    value = functional_call(loss, {f"model.{n}": v for n, v in whole.items()}, (sequence, drawn))
-                    for name, slope in zip(now, grad(value, list(now.values())), strict=True):
-                        if rule.proximal:
-                            slope = slope + rule.proximal * (own[name] - weights[name])
-                        own[name] = own[name].sub(slope, alpha=rule.lr)
-        return {name: (own[name] - weights[name]).cpu().numpy() for name in own}
-
-
-class _SequenceLoss(nn.Module):
-    """The loss of a sequence model as a module of its own, so that it can be called with other weights."""
-
-    def __init__(self, model: SequenceModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sequence: Tensor, drawn: Tensor | None) -> Tensor:
-        return self.model.sequence_loss(sequence, drawn).sum()
 
 
 def _to_unit_range(values: Float32) -> Float32:

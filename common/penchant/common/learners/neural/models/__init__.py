@@ -24,7 +24,7 @@ from penchant.common.learners.neural.models.mf import MF
 from penchant.common.learners.neural.models.mlp import MLP
 from penchant.common.learners.neural.models.neumf import NeuMF
 from penchant.common.learners.neural.models.recurrent import Recurrent
-from penchant.common.learners.neural.models.sequence import SequenceModel, untied
+from penchant.common.learners.neural.models.sequence import Dropout, SequenceModel, untied
 from penchant.common.learners.neural.models.transformer import Transformer
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MLP",
     "MODELS",
     "ConvLstm",
+    "Dropout",
     "InterestModel",
     "ModelConfig",
     "NeuMF",

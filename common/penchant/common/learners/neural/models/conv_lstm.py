@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penchant.common.learners.neural.models.sequence import SequenceModel
+from penchant.common.learners.neural.models.recurrence import carried
+from penchant.common.learners.neural.models.sequence import Dropout, SequenceModel
 
 KERNEL = 3  # items in one pattern
 POOL = 2  # neighbouring patterns merged
@@ -47,15 +48,23 @@ class ConvLstm(SequenceModel):
         max_length: int = 50,
     ) -> None:
         super().__init__(n_items, dim=dim, max_length=max_length)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, None, dim)
         self.patterns = nn.Conv1d(dim, hidden, KERNEL)
         self.cell = nn.LSTM(hidden, hidden, num_layers=layers, batch_first=True)
         self.out = nn.Linear(hidden, dim)
 
     def read(self, items: Tensor) -> Tensor:
+        hidden, _ = self.cell(self._pooled(items))  # [B, L, h]
+        states: Tensor = self.out(hidden)  # [B, L, d]
+        return states
+
+    def read_stacked(self, items: Tensor) -> Tensor:
+        states: Tensor = self.out(carried(self.cell, self._pooled(items)))  # [B, L, d]
+        return states
+
+    def _pooled(self, items: Tensor) -> Tensor:
+        """The strongest of each two neighbouring patterns: float32[B, L, h]."""
         x = self.dropout(items).transpose(1, 2)  # [B, d, L]
         x = torch.relu(self.patterns(F.pad(x, (KERNEL - 1, 0))))  # [B, h, L]
         x = F.max_pool1d(F.pad(x, (POOL - 1, 0)), POOL, stride=1)  # [B, h, L]; the zeros added lose to any pattern
-        carried, _ = self.cell(x.transpose(1, 2))  # [B, L, h]
-        states: Tensor = self.out(carried)  # [B, L, d]
-        return states
+        return x.transpose(1, 2)

@@ -12,7 +12,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from penchant.common.learners.neural.models.sequence import SequenceModel
+from penchant.common.learners.neural.models.recurrence import carried
+from penchant.common.learners.neural.models.sequence import Dropout, SequenceModel
 
 
 class Recurrent(SequenceModel):
@@ -39,11 +40,15 @@ class Recurrent(SequenceModel):
     ) -> None:
         super().__init__(n_items, dim=dim, max_length=max_length)
         cell = nn.GRU if kind == "gru" else nn.LSTM
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, None, dim)
         self.cell = cell(dim, hidden, num_layers=layers, batch_first=True)
         self.out = nn.Linear(hidden, dim)
 
     def read(self, items: Tensor) -> Tensor:
-        carried, _ = self.cell(self.dropout(items))  # [B, L, h]
-        states: Tensor = self.out(carried)  # [B, L, d]
+        hidden, _ = self.cell(self.dropout(items))  # [B, L, h]
+        states: Tensor = self.out(hidden)  # [B, L, d]
+        return states
+
+    def read_stacked(self, items: Tensor) -> Tensor:
+        states: Tensor = self.out(carried(self.cell, self.dropout(items)))  # [B, L, d]
         return states

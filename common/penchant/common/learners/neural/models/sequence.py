@@ -33,7 +33,9 @@ overconfident (Petrov and Macdonald 2023, gSASRec, https://arxiv.org/abs/2308.07
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -41,16 +43,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penchant.common.arrays import Int32
+from penchant.common.arrays import Float32, Int32
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History
 from penchant.common.learners.neural.models.base import InterestModel, group_loss
+from penchant.common.learners.neural.models.softmax import SoftmaxLoss
 
 TOGETHER = 64  # histories that are read at once to be scored
 
 
+class Dropout(nn.Dropout):
+    """Hides a share p of its input in training: what torch draws, or what it is given as the buffer `kept`.
+
+    Given, so that a person's draws come from their own stream, whoever trains beside them.
+
+    Args:
+        p: the share.
+        sizes: of one history's input, with None for the number of its places.
+    """
+
+    kept: Tensor | None
+
+    def __init__(self, p: float, *sizes: int | None) -> None:
+        super().__init__(p)
+        self._sizes = sizes
+        self.register_buffer("kept", None, persistent=False)
+
+    def shape(self, length: int) -> tuple[int, ...]:
+        """Of `kept`, for a history of so many places."""
+        return tuple(length if size is None else size for size in self._sizes)
+
+    def draw(self, length: int, random: np.random.Generator) -> Float32:
+        """0 where a value is hidden, else what makes up for those: float32[shape]; p to a multiple of 2⁻¹⁶."""
+        shape, hidden = self.shape(length), round(self.p * 2**16)
+        drawn = np.frombuffer(random.bytes(2 * math.prod(shape)), np.uint16).reshape(shape)
+        return (drawn >= hidden) * np.float32(2**16 / (2**16 - hidden))
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        return super().forward(input) if self.kept is None else input * self.kept
+
+
 class SequenceModel(InterestModel):
-    """A causal reader of histories over one item table.
+    """A causal reader of histories over one item table. What it hides in training it hides with `Dropout`.
 
     Attributes:
         max_length: most items that `encode` reads.
@@ -76,6 +110,10 @@ class SequenceModel(InterestModel):
     def read(self, items: Tensor) -> Tensor:
         """States float32[B, L, d] from scaled item vectors float32[B, L, d]; state t sees places ≤ t only."""
 
+    def read_stacked(self, items: Tensor) -> Tensor:
+        """`read` in operations that `torch.func.vmap` can batch: for a reader in which one can't be."""
+        return self.read(items)
+
     def encode(self, history: Tensor) -> Tensor:
         """The state after each item: float32[B, L, d], zero in padded places.
 
@@ -85,12 +123,15 @@ class SequenceModel(InterestModel):
         Raises:
             InvalidConfig: L > max_length.
         """
+        return self._encode(history, self.read)
+
+    def _encode(self, history: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         if history.shape[1] > self.max_length:
             raise InvalidConfig(f"history has {history.shape[1]} places; max_length is {self.max_length}")
         real = history != self.padding  # [B, L]
         n_padded = (~real).sum(1)  # [B]
         items = self.item(history) * self.item.embedding_dim**0.5  # [B, L, d]
-        states = self.read(_turn(items, n_padded))  # [B, L, d]
+        states = read(_turn(items, n_padded))  # [B, L, d]
         return _turn(states, -n_padded).masked_fill(~real[:, :, None], 0.0)
 
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
@@ -128,24 +169,45 @@ class SequenceModel(InterestModel):
         """
         empty = self._empty(history, keep=2)
         history = history[:, empty:]
+        states = self.encode(history[:, :-1])  # [B, L-1, d]
         if negatives is not None:
-            return self._binary_loss(history, negatives[:, empty:])
+            return self._binary_loss(states, history, negatives[:, empty:])
+        self._can_do_without()
+        return self._softmax_loss(states, history)
+
+    def stacked_loss(self, history: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """`sequence_loss` of one history, float32[], for `torch.func.vmap`: no shape depends on a value.
+
+        Args:
+            history: int64[L], as there.
+            negatives: int64[L, k], as there.
+
+        Raises:
+            InvalidConfig: as there.
+        """
+        states = self._encode(history[None, :-1], self.read_stacked)  # [1, L-1, d]
+        if negatives is not None:
+            return self._binary_loss(states, history[None], negatives[None])[0]
+        self._can_do_without()
+        cost: Tensor
+        cost, *_ = SoftmaxLoss.apply(states[0], self.item.weight, history, self.smoothing)  # type: ignore[no-untyped-call]  # torch's
+        return cost
+
+    def _can_do_without(self) -> None:
         if self.needs_negatives:
             raise InvalidConfig(f"{type(self).__name__} is trained against negatives; none were given")
-        return self._softmax_loss(history)
 
-    def _binary_loss(self, history: Tensor, negatives: Tensor) -> Tensor:
-        states = self.encode(history[:, :-1])  # [B, L-1, d]
+    def _binary_loss(self, states: Tensor, history: Tensor, negatives: Tensor) -> Tensor:
         follows = history[:, :-1] != self.padding  # [B, L-1], places with an item before them
         groups = torch.cat([history[:, 1:, None], negatives[:, 1:]], 2)  # [B, L-1, 1+k]
         losses = group_loss((self.item(groups) @ states[..., None]).squeeze(-1))  # [B, L-1]
         return (losses * follows).sum(1) / follows.sum(1).clamp(min=1)
 
-    def _softmax_loss(self, history: Tensor) -> Tensor:
+    def _softmax_loss(self, states: Tensor, history: Tensor) -> Tensor:
         before = history[:, :-1]  # [B, L-1]
         follows = before != self.padding  # [B, L-1], places with an item before them
         row, place = follows.nonzero(as_tuple=True)  # int64[P] each, of every such place
-        states, chosen = self.encode(before)[row, place], history[row, place + 1]  # [P, d], [P]
+        states, chosen = states[row, place], history[row, place + 1]  # [P, d], [P]
         vectors = self.item.weight[: self.n_items]
         wanted = (states * self.item(chosen)).sum(1)  # [P]
         columns = torch.arange(before.shape[1], device=history.device)

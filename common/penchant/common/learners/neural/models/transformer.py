@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penchant.common.learners.neural.models.sequence import SequenceModel
+from penchant.common.learners.neural.models.sequence import Dropout, SequenceModel
 
 FAR = 64  # distances that attention tells apart
 
@@ -52,11 +52,13 @@ class Block(nn.Module):
         self.norm_feed = nn.LayerNorm(dim)
         self.widen = nn.Linear(dim, hidden)
         self.narrow = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.hide_attention = Dropout(dropout, heads, None, None)
+        self.hide_attended = Dropout(dropout, None, dim)
+        self.hide_fed = Dropout(dropout, None, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended: Tensor = x + self.dropout(self.attend(self.norm_attention(x)))  # [B, L, d]
-        states: Tensor = attended + self.dropout(self.feed(self.norm_feed(attended)))  # [B, L, d]
+        attended: Tensor = x + self.hide_attended(self.attend(self.norm_attention(x)))  # [B, L, d]
+        states: Tensor = attended + self.hide_fed(self.feed(self.norm_feed(attended)))  # [B, L, d]
         return states
 
     def feed(self, x: Tensor) -> Tensor:
@@ -66,17 +68,21 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # [B, L, 3, heads, d/heads]
         query, key, value = split.permute(2, 0, 3, 1, 4)  # [B, heads, L, d/heads] each
-        dropout = self.dropout.p if self.training else 0.0
         bias = self.bias(x.shape[1])
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        if self.training and self.hide_attention.p:
+            weights = torch.softmax(query @ key.mT * query.shape[-1] ** -0.5 + bias, -1)  # [B, heads, L, L]
+            seen = self.hide_attention(weights) @ value
+        else:
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         mixed: Tensor = self.mix(seen.transpose(1, 2).flatten(2))  # [B, L, d]
         return mixed
 
     def bias(self, length: int) -> Tensor:
         """What is added to attention from place t to place s: float32[heads, L, L], −∞ where s is later."""
-        back = torch.arange(length - 1, -1, -1, device=self.distance.device).clamp(max=FAR - 1)  # of the last place
-        line = F.pad(self.distance[:, back], (0, length - 1), value=-torch.inf)  # [heads, 2L-1]
-        return line.unfold(1, length, 1).flip(1)  # place t reads the line from L-1-t on
+        places = torch.arange(length, device=self.distance.device)
+        back = places[:, None] - places  # [L, L], from s to t
+        near = self.distance.index_select(1, back.clamp(0, FAR - 1).flatten())  # [heads, L · L]
+        return near.view(self.heads, length, length).masked_fill(back < 0, -torch.inf)
 
 
 class Transformer(SequenceModel):
@@ -104,7 +110,7 @@ class Transformer(SequenceModel):
         max_length: int = 200,
     ) -> None:
         super().__init__(n_items, dim=dim, max_length=max_length)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, None, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
