@@ -10,20 +10,40 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from safetensors.numpy import save
 
 from penchant.common import config
-from penchant.common.artifacts.bundle import App, catalogue_bytes
+from penchant.common.arrays import Arrays
+from penchant.common.artifacts import distribution_pb2 as pb
+from penchant.common.artifacts.bundle import App, Bundle, catalogue_bytes
+from penchant.common.artifacts.enrolment import enrol_message, revoke_message
 from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer
 from penchant.common.artifacts.release import Release
-from penchant.common.artifacts.signing import Certificate, Envelope, SigningKey
+from penchant.common.artifacts.sealing import RoundKey
+from penchant.common.artifacts.signing import Certificate, Envelope, SigningKey, pae
 from penchant.common.catalogue import Catalogue
-from penchant.common.learners.cooccurrence import CooccurrenceConfig, TransitionConfig
+from penchant.common.interactions import History, Interactions
+from penchant.common.learners.registry import build
 from penchant.common.privacy.plan import PrivacyPlan, SumSpec, rounded_up, task_digest
+from penchant.common.privacy.sums import Clip
+from penchant.common.streams import Streams
 from penchant.common.taste import ItemSide, TasteConfig, Transitions
+from penchant.common.wire import Order
 
+FOLDER = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "wire" / "v1"
 DAY_MS = 86_400_000
 NOW_MS = 1_800_000_000_000
 
@@ -33,6 +53,8 @@ def seed(name: str) -> bytes:
     return hashlib.sha256(f"penchant wire vectors: {name}".encode()).digest()
 
 
+TOKEN = "one-time token of a test"
+HISTORY = (0, 2, 2, 1, 5, 0, 3, 2)
 ROOT, RELEASE, NEXT = (SigningKey(seed(name)) for name in ("root", "release", "next release"))
 
 CATALOGUE = Catalogue(
@@ -54,7 +76,7 @@ CATALOGUE = Catalogue(
     vectors={"poster": np.array([[1, 0], [0.5, -0.25], [0, 1], [0, 0], [0.125, 2], [-1, 0]], np.float32)},
 )
 LEARNER = "cooccurrence"
-SETTINGS = config.encode(CooccurrenceConfig(head=4, window=2, dims=2, transitions=TransitionConfig(window=2, fade=0.5)))
+SETTINGS: dict[str, Any] = {"head": 4, "window": 1, "dims": 2, "transitions": {"window": 2, "fade": 0.5}}
 PLAN = PrivacyPlan(
     unit="user",
     n_users=1000,
@@ -77,7 +99,7 @@ MODEL = Release(
     ItemSide(
         np.array([[1, 0, 0.5], [0.5, 0.5, 0], [0, 1, 0.5], [0.25, 0, 0], [0, 0, 0], [0, 0, 0.5]], np.float32),
         np.array([1, 0.5, 0.75, 0.25, 0, 0.125], np.float32),
-        TasteConfig(popularity=0.25, transition=0.5),
+        TasteConfig(decay=0.75, unseen=0.125, ridge=0.25, popularity=0.25, transition=0.5, transition_decay=0.5),
         Transitions(np.eye(6, 2, dtype=np.float32), np.eye(6, 2, 1, dtype=np.float32)),
         content=1,
     ),
@@ -168,3 +190,178 @@ def hpke_key(shared: bytes, enc: bytes, public: bytes, info: bytes) -> tuple[byt
     context = b"\0" + extract(b"", suite, b"psk_id_hash", b"") + extract(b"", suite, b"info_hash", info)
     root = extract(secret, suite, b"secret", b"")
     return expand(root, suite, b"key", context, 32), expand(root, suite, b"base_nonce", context, 12)
+
+
+def hpke_seal(plain: bytes, receiver: bytes, sender: bytes, info: bytes) -> bytes:
+    """What a device sends, from a fixed key where a device makes a new one: enc, then the ciphertext and its tag.
+
+    Args:
+        receiver, sender: private keys of X25519, bytes[32].
+    """
+    own = X25519PrivateKey.from_private_bytes(sender)
+    public = X25519PrivateKey.from_private_bytes(receiver).public_key()
+    enc = own.public_key().public_bytes_raw()
+    key, nonce = hpke_key(own.exchange(public), enc, public.public_bytes_raw(), info)
+    return enc + ChaCha20Poly1305(key).encrypt(nonce, plain, b"")
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+def statement(name: str, envelope: Envelope) -> dict[str, Any]:
+    ((key_id, signature),) = envelope.signatures
+    return {
+        "name": name,
+        "payload_type": envelope.payload_type,
+        "payload": envelope.payload.decode(),
+        "payload_sha256": envelope.sha256,
+        "signed_bytes": pae(envelope.payload_type, envelope.payload).decode(),
+        "key_id": key_id,
+        "signature": signature.hex(),
+        "envelope": envelope.to_bytes().decode(),
+    }
+
+
+def arrays(values: Arrays) -> dict[str, Any]:
+    """Named arrays as JSON; a float is written with as many digits as tell it from its neighbours in float64."""
+    return {
+        name: {"dtype": v.dtype.str, "shape": list(v.shape), "values": v.ravel().tolist()} for name, v in values.items()
+    }
+
+
+def round_key() -> RoundKey:
+    public = X25519PrivateKey.from_private_bytes(seed("round")).public_key().public_bytes_raw()
+    return RoundKey(
+        app_id=APP.app_id, population=APP.population, plan=PLAN.digest, round=1, attempt=0, public_key=public
+    )
+
+
+def cooccurrence() -> dict[str, Any]:
+    """What one history contributes in each of the three rounds."""
+    learner, history = build(LEARNER, SETTINGS, CATALOGUE), History.of(HISTORY)
+    first = {"popularity": np.zeros(len(CATALOGUE), np.float32)}
+    vectors = {**MODEL.state, "vectors": np.zeros((len(CATALOGUE), 2), np.float32)}
+    rounds = []
+    for number, state in enumerate((first, MODEL.state, vectors), 1):
+        spec = PLAN.spec(number)
+        reply = learner.partial_sum(state, Interactions.one(history, len(CATALOGUE)), Clip(spec.clip_norm), Streams)
+        rounds.append(
+            {
+                "round": number,
+                "clip_norm": spec.clip_norm,
+                "state": arrays(state),
+                "contribution": arrays(learner.contribution(state, history, Streams(0))),
+                "reply": arrays(reply),
+            }
+        )
+    return {"learner": LEARNER, "settings": SETTINGS, "n_items": len(CATALOGUE), "items": HISTORY, "rounds": rounds}
+
+
+def sealed() -> dict[str, Any]:
+    signed = round_key().signed(RELEASE)
+    info = pae("penchant/contribution", signed.payload)
+    values = {"counts": np.array([0.5, 0.5, 0.5, 0.5, 0, 0], np.float64)}
+    plain = save(values)
+    return {
+        "round_key": statement("round key", signed),
+        "private_key": seed("round").hex(),
+        "sender_private_key": seed("sender").hex(),
+        "info": info.decode(),
+        "plain": plain.hex(),
+        "arrays": arrays(values),
+        "sealed": hpke_seal(plain, seed("round"), seed("sender"), info).hex(),
+    }
+
+
+def enrolment() -> dict[str, Any]:
+    key = ec.derive_private_key(int.from_bytes(seed("node"), "big"), ec.SECP384R1())
+    enrol, revoke = enrol_message(APP.app_id, APP.population, TOKEN), revoke_message(APP.app_id, APP.population)
+    signed = [key.sign(m, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)) for m in (enrol, revoke)]
+    return {
+        "app_id": APP.app_id,
+        "population": APP.population,
+        "token": TOKEN,
+        "curve": "P-384",
+        "private_key": seed("node").hex(),
+        "node_key": key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex(),
+        "enrol_message": enrol.hex(),
+        "enrol_proof": signed[0].hex(),
+        "revoke_message": revoke.hex(),
+        "revoke_proof": signed[1].hex(),
+    }
+
+
+def messages() -> list[dict[str, Any]]:
+    """Protobuf messages with their fields, by number as in distribution.proto."""
+    app = {"app_id": APP.app_id, "population": APP.population}
+    found = manifest()
+    made: list[tuple[Any, dict[str, Any]]] = [
+        (pb.GetManifestRequest, {**app, "channel": APP.channel, "wire_version": 1, "have": "ab" * 32}),
+        (pb.GetBlobRequest, {**app, "sha256": found.model.sha256, "offset": 300, "accept": ["deflate"]}),
+        (pb.Chunk, {"data": b"films".hex(), "size": found.model.size, "encoding": ""}),
+        (pb.EnrolResponse, {"place": 17, "plan": PLAN.to_json()}),
+    ]
+    out = []
+    for kind, fields in made:
+        message = kind(**{**fields, **({"data": bytes.fromhex(fields["data"])} if "data" in fields else {})})
+        name = message.DESCRIPTOR.full_name
+        out.append({"message": name, "fields": fields, "bytes": message.SerializeToString(deterministic=True).hex()})
+    return out
+
+
+def files() -> dict[str, bytes]:
+    """Every file of the vectors, by name."""
+    order = Order(round=1, attempt=0, plan=PLAN, learner=LEARNER, settings=SETTINGS, users=(0,))
+    found, whole = manifest(), offer()
+    keys = {name: {"seed": seed(name).hex(), "public": key.public.raw.hex(), "id": key.public.id} for name, key in KEYS}
+    records: dict[str, Any] = {
+        "keys.json": keys,
+        "statements.json": [
+            statement("app", APP.signed(ROOT)),
+            statement("certificate", whole.certificate),
+            statement("pointer", whole.pointer),
+            statement("manifest", whole.manifest),
+        ],
+        "catalogue.json": {
+            "record": catalogue_bytes(CATALOGUE).decode(),
+            "sha256": found.catalogue.sha256,
+            "version": CATALOGUE.version,
+        },
+        "plan.json": {"text": PLAN.to_json(), "digest": PLAN.digest, "task": PLAN.task, "guarantee": found.guarantee},
+        "order.json": order.to_flat(),
+        "cooccurrence.json": cooccurrence(),
+        "sealed.json": sealed(),
+        "enrolment.json": enrolment(),
+        "messages.json": messages(),
+    }
+    texts = {
+        name: json.dumps(record, ensure_ascii=False, indent=1).encode() + b"\n" for name, record in records.items()
+    }
+    return {**texts, "offer.json": whole.to_bytes() + b"\n", "films.bundle": bundle()}
+
+
+def bundle() -> bytes:
+    """The app's bundle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in BUNDLED.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    Bundle.from_bytes(out.getvalue())
+    return out.getvalue()
+
+
+KEYS = (("root", ROOT), ("release", RELEASE), ("next release", NEXT))
+BUNDLED: Mapping[str, bytes] = {
+    "app.json": APP.signed(ROOT).to_bytes(),
+    "offer.json": offer().to_bytes(),
+    "catalogue.json": catalogue_bytes(CATALOGUE),
+    "model.safetensors": MODEL.to_bytes(),
+}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, data in files().items():
+        if not (place := FOLDER / name).exists():
+            place.write_bytes(data)
+            print(place.relative_to(FOLDER.parents[3]))

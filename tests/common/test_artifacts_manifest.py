@@ -223,19 +223,20 @@ def test_an_offer_signed_by_any_other_key_is_untrusted() -> None:
         check(OFFER, root=NEXT.public)
 
 
+ELSEWHERE: list[dict[str, Any]] = [{"app_id": "books"}, {"population": "others"}, {"channel": "candidate"}]
+FOREIGN: list[dict[str, Any]] = [
+    {"app_id": "books"},
+    {"population": "others", "plan": replace(PLAN, population="others").to_json()},
+]
+
+
 def test_an_offer_for_another_app_population_or_channel_is_untrusted() -> None:
-    elsewhere: dict[str, Any]
-    for elsewhere in ({"app_id": "books"}, {"population": "others"}, {"channel": "candidate"}):
+    for changes in ELSEWHERE:
         with pytest.raises(UntrustedArtifact):
-            check(OFFER, **elsewhere)
+            check(OFFER, **changes)
         with pytest.raises(UntrustedArtifact):
-            check(pointing(**elsewhere))
-    plan = replace(PLAN, population="others").to_json()
-    changes: dict[str, Any]
-    for changes in (
-        {"app_id": "books"},
-        {"population": "others", "plan": plan},
-    ):  # the pointer is ours, the manifest not
+            check(pointing(**changes))
+    for changes in FOREIGN:  # the pointer is ours, the manifest is not
         with pytest.raises(UntrustedArtifact):
             check(offer(**changes))
     theirs = replace(OFFER, certificate=certificate(app_id="books"))
