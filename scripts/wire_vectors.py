@@ -257,6 +257,13 @@ def cooccurrence() -> dict[str, Any]:
     return {"learner": LEARNER, "settings": SETTINGS, "n_items": len(CATALOGUE), "items": HISTORY, "rounds": rounds}
 
 
+def scores() -> dict[str, Any]:
+    """What the bundle's model gives each item after this history, to four decimals: a solver's last digits differ."""
+    assert MODEL.side is not None
+    found = MODEL.side.scores(Interactions.one(History.of(HISTORY), len(CATALOGUE)))[0]
+    return {"items": HISTORY, "scores": [round(float(score), 4) for score in found]}
+
+
 def sealed() -> dict[str, Any]:
     signed = round_key().signed(RELEASE)
     info = pae("penchant/contribution", signed.payload)
@@ -330,6 +337,7 @@ def files() -> dict[str, bytes]:
         "plan.json": {"text": PLAN.to_json(), "digest": PLAN.digest, "task": PLAN.task, "guarantee": found.guarantee},
         "order.json": order.to_flat(),
         "cooccurrence.json": cooccurrence(),
+        "scores.json": scores(),
         "sealed.json": sealed(),
         "enrolment.json": enrolment(),
         "messages.json": messages(),

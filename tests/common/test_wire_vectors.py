@@ -112,6 +112,21 @@ def test_a_history_contributes_what_it_did_in_version_1() -> None:
         np.testing.assert_array_equal(reply[name], arrays(one["reply"])[name])
 
 
+def test_a_release_of_version_1_scores_as_it_did_and_as_the_equation_says() -> None:
+    vector, side = load("scores.json"), Bundle.from_bytes(KEPT["films.bundle"]).release.side
+    assert side is not None
+    assert side.transitions is not None
+    items, f, c = vector["items"], side.vectors.astype(float), side.config
+    age = np.arange(len(items))[::-1]
+    own, weight, follow = f[items], c.decay**age, c.transition_decay**age
+    lhs = c.unseen * f.T @ f + c.ridge * np.eye(f.shape[1]) + (own.T * weight) @ own
+    score = f @ np.linalg.solve(lhs, weight @ own) + c.popularity * side.popularity
+    score += c.transition * side.transitions.arrive @ (follow @ side.transitions.leave[items])
+    np.testing.assert_allclose(score, vector["scores"], atol=1e-4)
+    found = side.scores(Interactions.one(History.of(items), len(f)))[0]
+    np.testing.assert_allclose(found, vector["scores"], atol=1e-4)
+
+
 def test_a_contribution_sealed_elsewhere_opens_here(monkeypatch: pytest.MonkeyPatch) -> None:
     vector = load("sealed.json")
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(vector["private_key"]))
