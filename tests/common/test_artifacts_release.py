@@ -224,7 +224,8 @@ def test_settings_that_a_device_cannot_score_with_are_malformed(record: dict[str
 
 
 def test_a_number_that_no_float_holds_is_malformed() -> None:
-    data = save(dict(ARRAYS), {"penchant": json.dumps(RECORD).replace('"ridge": 0.01', '"ridge": 1e400')})
+    record = json.dumps({**RECORD, "taste": {**TASTE, "ridge": "here"}}).replace('"here"', "1e400")
+    data = save(dict(ARRAYS), {"penchant": record})
     with pytest.raises(MalformedArtifact):
         Release.from_bytes(data, N)
 

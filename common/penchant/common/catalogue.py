@@ -103,7 +103,7 @@ class Catalogue:
             digest.update("\x1f".join(("retired", *sorted(self.retired))).encode())
         if self.sensitive:
             digest.update("\x1f".join(("\x1csensitive", *sorted(self.sensitive))).encode())
-        if columns := {kind: values for kind, values in self.to_record().items() if kind in _KINDS and values}:
+        if columns := {kind: values for kind, values in self._columns().items() if values}:
             digest.update(b"\x1d" + json.dumps(columns, sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
@@ -154,6 +154,13 @@ class Catalogue:
             "titles": list(self.titles),
             "topics": [list(topics) for topics in self.topics],
             "retired": sorted(self.retired),
+            **self._columns(),
+        }
+        return record | ({"sensitive": sorted(self.sensitive)} if self.sensitive else {})
+
+    def _columns(self) -> dict[str, dict[str, Any]]:
+        """The part of the record that is columns by name."""
+        return {
             "categories": {name: list(values) for name, values in self.categories.items()},
             "numbers": {
                 name: [None if math.isnan(value) else value for value in values]
@@ -165,7 +172,6 @@ class Catalogue:
                 for name, rows in self.vectors.items()
             },
         }
-        return record | ({"sensitive": sorted(self.sensitive)} if self.sensitive else {})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Catalogue:
@@ -182,7 +188,7 @@ class Catalogue:
                 name=record["name"],
                 ids=tuple(record["ids"]),
                 titles=tuple(record.get("titles", ())),
-                topics=tuple(map(tuple, record.get("topics", ()))),
+                topics=_shared(record.get("topics", ())),
                 retired=frozenset(record.get("retired", ())),
                 sensitive=frozenset(record.get("sensitive", ())),
                 categories={name: tuple(values) for name, values in record.get("categories", {}).items()},
@@ -203,6 +209,12 @@ class Catalogue:
 
 
 _KINDS = ("categories", "numbers", "texts", "vectors")
+
+
+def _shared(topics: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
+    """Tuples, equal ones as one object: a large catalogue has few sets of topics."""
+    kept: dict[tuple[str, ...], tuple[str, ...]] = {}
+    return tuple(kept.setdefault(own, own) for own in map(tuple, topics))
 
 
 def _words(where: str, values: Iterable[str]) -> tuple[str, ...]:

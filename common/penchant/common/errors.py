@@ -16,9 +16,16 @@ cannot see.
     │   └── StaleArtifact      older than one that was seen before
     ├── Unreachable            a server did not answer in time
     ├── NotServed              a server answered that it has no such thing
-    └── PrivacyRefused         releasing would break the promise
-        ├── BudgetExhausted    the ledger has no room for the event
-        └── UnknownMechanism   an event or mechanism this version does not know
+    ├── Busy                   another thread was at work for longer than a call waits
+    ├── PrivacyRefused         releasing would break the promise
+    │   ├── BudgetExhausted    the ledger has no room for the event
+    │   └── UnknownMechanism   an event or mechanism this version does not know
+    └── StoreError             what a person did cannot be read or kept on their device
+        ├── StoreLocked        another process or thread has the store
+        ├── WrongKey           the key does not open it, or cannot be had
+        ├── StoreDamaged       a record, a page or a file of it is not what was written
+        ├── StoreFull          the disk has no room
+        └── StoreNewer         a later version of penchant wrote it
 """
 
 from __future__ import annotations
@@ -76,6 +83,10 @@ class NotServed(PenchantError):
     """The server has no such app, channel, model or catalogue. Ask for what the channel has now."""
 
 
+class Busy(PenchantError):
+    """Another thread was at work for longer than this call waits. Nothing was done; call again."""
+
+
 class PrivacyRefused(PenchantError):
     """Going on would break the privacy promise, so nothing is released. Change the plan, not the data."""
 
@@ -86,3 +97,27 @@ class BudgetExhausted(PrivacyRefused):
 
 class UnknownMechanism(PrivacyRefused):
     """An event or mechanism that this version does not know. Update penchant before going on."""
+
+
+class StoreError(PenchantError):
+    """The store on the device cannot do this now. What was kept before is still kept."""
+
+
+class StoreLocked(StoreError):
+    """Another process or thread has the store. Close it there, or try again; nothing was changed."""
+
+
+class WrongKey(StoreError):
+    """The key does not open the store, or cannot be had. Give the key it was made with; nothing was changed."""
+
+
+class StoreDamaged(StoreError):
+    """What the message names is not what was written. The rest stays readable: `Store.salvage` keeps it, if asked."""
+
+
+class StoreFull(StoreError):
+    """The disk has no room, or fails. Nothing that was kept is lost; free some room and do it again."""
+
+
+class StoreNewer(StoreError):
+    """A later version of penchant wrote the store. Update penchant; nothing was changed."""

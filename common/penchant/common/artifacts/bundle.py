@@ -17,7 +17,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -159,6 +159,18 @@ class Bundle:
         except OSError as error:
             raise MalformedArtifact(f"{path}: {error.strerror}; give the app's .bundle file") from None
 
+    @staticmethod
+    def app_of(path: Path) -> App:
+        """Only whose bundle it is, without a look at its release.
+
+        Raises:
+            MalformedArtifact, UntrustedArtifact: as `read`.
+        """
+        try:
+            return App.read(Envelope.from_bytes(_unzipped(path.read_bytes(), _FILES[:1])[_FILES[0]]))
+        except OSError as error:
+            raise MalformedArtifact(f"{path}: {error.strerror}; give the app's .bundle file") from None
+
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """As `read`. An expiry that has passed is none here: what the app shipped with is better than nothing."""
@@ -218,16 +230,16 @@ def write_whole(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _unzipped(data: bytes) -> Mapping[str, bytes]:
+def _unzipped(data: bytes, wanted: Sequence[str] = _FILES) -> Mapping[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = {info.filename: info for info in archive.infolist()}
             if len(found) < len(archive.infolist()):
                 raise MalformedArtifact("a bundle with two files of one name; ask for it again")
-            if missing := [name for name in _FILES if name not in found]:
+            if missing := [name for name in wanted if name not in found]:
                 raise MalformedArtifact(f"a bundle without {missing[0]}; ask for it again")
-            if any(found[name].file_size > MAX_BLOB or found[name].compress_type for name in _FILES):
+            if any(found[name].file_size > MAX_BLOB or found[name].compress_type for name in wanted):
                 raise MalformedArtifact("a bundle with a compressed or far too large file; ask for it again")
-            return {name: archive.read(found[name]) for name in _FILES}
+            return {name: archive.read(found[name]) for name in wanted}
     except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
         raise MalformedArtifact("not a bundle, or one cut short; ask for it again") from None

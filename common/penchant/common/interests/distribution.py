@@ -124,6 +124,8 @@ class Preferences:
 
     def hidden(self, catalogue: Catalogue, topics: Topics | None = None) -> Bool:
         """bool[n_items], which items are of a refused topic; a name that nothing has hides nothing."""
+        if not self.refused:
+            return np.zeros(len(catalogue), np.bool_)
         found = np.array([not self.refused.isdisjoint(own) for own in catalogue.topics], np.bool_)
         if topics is not None:
             found |= topics.shares[:, [name in self.refused for name in topics.names]].any(axis=1)
