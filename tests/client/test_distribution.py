@@ -122,8 +122,12 @@ def static(root: Path, *, ranges: bool = True, asked: list[str] | None = None, c
 Method = Callable[[Any, grpc.ServicerContext], Any]
 
 
+def unasked(request: Any, context: grpc.ServicerContext) -> Any:
+    raise AssertionError("nobody asks this")
+
+
 @contextmanager
-def service(manifest: Method | None = None, blob: Method | None = None, keys: Tls = KEYS) -> Iterator[App]:
+def service(manifest: Method = unasked, blob: Method = unasked, keys: Tls = KEYS) -> Iterator[App]:
     """A gRPC service of one's own making, and an app that asks it."""
     server = grpc.server(ThreadPoolExecutor(8))
     streamed = grpc.unary_stream_rpc_method_handler(blob, GetBlobRequest.FromString, Chunk.SerializeToString)
@@ -427,9 +431,11 @@ def test_a_zip_bomb_takes_no_more_memory_than_was_signed(tmp_path: Path) -> None
 
 
 def test_an_offer_that_is_none_is_malformed(tmp_path: Path) -> None:
-    for answer in (GetManifestResponse(), GetManifestResponse(certificate=b"{}", pointer=b"[]", manifest=b"\xff")):
-        with service(manifest=lambda request, context, answer=answer: answer) as app, pytest.raises(MalformedArtifact):
-            fetch_offer(app, deadline_s=20)
+    answers = [GetManifestResponse(), GetManifestResponse(certificate=b"{}", pointer=b"[]", manifest=b"\xff")]
+    with service(manifest=lambda request, context: answers.pop()) as app:
+        while answers:
+            with pytest.raises(MalformedArtifact):
+                fetch_offer(app, deadline_s=20)
 
     def endless(to: http.server.BaseHTTPRequestHandler) -> None:
         to.send_response(200)
