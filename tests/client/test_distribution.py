@@ -419,6 +419,25 @@ def test_a_stream_that_is_not_what_was_signed_is_malformed_and_kept_nowhere(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stream_without_end_is_left_once_it_is_more_than_was_signed(tmp_path: Path) -> None:
+    def endless(to: http.server.BaseHTTPRequestHandler) -> None:
+        to.send_response(200)
+        to.end_headers()
+        while True:
+            to.wfile.write(bytes(1 << 16))
+
+    def stream(request: GetBlobRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:
+        while context.is_active():
+            yield Chunk(data=bytes(1 << 16), size=len(LARGE))
+
+    (tmp_path / "here").mkdir()
+    with https(endless, KEYS, tmp_path) as app, pytest.raises(MalformedArtifact, match="more than"):
+        get(app, LARGE, tmp_path / "here/part", deadline_s=5)
+    with service(blob=stream) as app, pytest.raises(MalformedArtifact, match="more than"):
+        get(app, LARGE, tmp_path / "here/part", deadline_s=5)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_zip_bomb_takes_no_more_memory_than_was_signed(tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(64 << 20), 9)
     with service(blob=spoiled(Chunk(data=bomb, size=1000, encoding="deflate"))) as app:
