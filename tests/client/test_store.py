@@ -481,6 +481,19 @@ def test_after_a_forget_nothing_is_left_but_the_tombstone_and_the_folder_begins_
         opened(tmp_path)
 
 
+def test_keys_are_overwritten_before_they_are_deleted(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for path in (tmp_path / "key", tmp_path / "s" / "store.envelope"):
+        (tmp_path / f"{path.name} under another name").hardlink_to(path)
+    old = (tmp_path / "store.envelope under another name").read_bytes()
+    assert store.rewrap(KeyFile(tmp_path / "second")) == ()
+    assert (tmp_path / "key under another name").read_bytes() == bytes(65)
+    new = (tmp_path / "store.envelope under another name").read_bytes()
+    assert old[:4096] not in new
+    store.forget(keep=None)
+    assert (tmp_path / "store.envelope under another name").read_bytes()[:8192] == bytes(8192)
+
+
 def test_a_tombstone_that_does_not_fit_or_is_no_json_begins_no_forget(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.append(event())

@@ -139,6 +139,8 @@ def test_a_forget_that_is_killed_has_not_begun_or_is_finished_by_whoever_comes_n
         return
     key_was_there = (tmp_path / "s" / "second").exists()
     assert key_was_there == (point == "forget:begun")
+    if point in ("forget:envelope", "forget:files", "forget:tombstone"):
+        assert (tmp_path / "s" / "store.envelope").read_bytes()[:8192] == bytes(8192)
     rows = [path.read_bytes() for path in (tmp_path / "s").glob("store.db")]
     with Store.open(tmp_path / "s", key=KeyFile(tmp_path / "s" / "second")) as store:
         assert holds(store) == ("", {})

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from penchant.client import _store
 from penchant.client._keys import PassphraseKey
+from penchant.client._seal import Sealer
 from penchant.client._store import DAY_MS, Event, Retention, Store
 
 T0 = 1_760_000_000_000
@@ -158,7 +158,7 @@ TestKept.settings = settings(
 def test_what_is_sealed_opens_in_its_place_alone_and_only_if_no_bit_of_it_changed(
     text: bytes, number: int, flip: int
 ) -> None:
-    sealer = _store.Sealer(b"k" * 32)
+    sealer = Sealer(b"k" * 32)
     sealed = sealer.seal("events", number, text)
     assert sealer.open("events", number, sealed) == text
     assert len(sealed) % 128 == 28
@@ -167,5 +167,5 @@ def test_what_is_sealed_opens_in_its_place_alone_and_only_if_no_bit_of_it_change
     assert sealer.open("events", number, bytes(changed)) is None
     assert sealer.open("records", number, sealed) is None
     assert sealer.open("events", number ^ 1, sealed) is None
-    assert _store.Sealer(b"l" * 32).open("events", number, sealed) is None
+    assert Sealer(b"l" * 32).open("events", number, sealed) is None
     assert sealer.seal("events", number, text) != sealed

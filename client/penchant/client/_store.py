@@ -2,12 +2,9 @@
 
     events    (id, sealed)     one thing the person did
     records   (id, sealed)     one named value: a profile, consent, a node's key; record 0 is the store's own state
-    sealed  = nonce ‖ ChaCha20-Poly1305(key, nonce, padded text; associated data = seal version, table, id)
 
 Two numbers a row are all that the database `store.db` holds in clear: its place and its size, in steps of 128 bytes. A
-record's place is a keyed hash of its name. Nonces are 96 random bits: among 2³² sealed rows two share one with a
-probability below 2⁻³³, and a row a second fills that in 136 years. The data key is wrapped in `store.envelope`
-(`_keys.py`).
+record's place is a keyed hash of its name. How a row is sealed: `_seal.py`; where the key comes from: `_keys.py`.
 
 The state holds how many events there are, their last number, a keyed sum over their nonces and each record's newest
 nonce, and is sealed again in each transaction. So a row that was changed, moved or swapped fails to open, a record put
@@ -29,25 +26,22 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
-import hashlib
 import json
 import math
 import os
 import sqlite3
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from typing import Any, Self
 
 from penchant.client import _keys, _pages
 from penchant.client._keys import NONCE_BYTES, Envelope, KeySource
+from penchant.client._lock import FolderLock
+from penchant.client._seal import Sealer, encoded, packed
 from penchant.common.errors import (
     InvalidConfig,
     StoreDamaged,
@@ -61,10 +55,9 @@ from penchant.common.errors import (
 SCHEMA_VERSION = 1
 MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection, Sealer], None]] = {}
 """What makes a store of version n one of version n + 1; all that a store needs run in one transaction."""
-DATABASE, ENVELOPE, LOCK, TOMBSTONE, DAMAGED = (
+DATABASE, ENVELOPE, TOMBSTONE, DAMAGED = (
     "store.db",
     "store.envelope",
-    "store.lock",
     "tombstone.json",
     "store.damaged.db",
 )
@@ -84,11 +77,9 @@ POINTS = (
 
 DAY_MS = 86_400_000
 _STATE = 0
-_STEP = 128  # sizes of rows come in such steps, so that they tell no item
 _APPLICATION = 0x50454E43
-_SCHEMA = tuple(
-    f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, sealed BLOB NOT NULL)" for table in ("events", "records")
-)
+_COLUMNS = "(id INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
+_SCHEMA = (f"CREATE TABLE events {_COLUMNS}", f"CREATE TABLE records {_COLUMNS}")
 _PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET sealed = excluded.sealed"
 
 
@@ -215,61 +206,13 @@ class _State:
         return True
 
 
-class Sealer:
-    """Seals and opens rows under one data key."""
-
-    def __init__(self, data_key: bytes) -> None:
-        seal, self._marks, self._names = (
-            hashlib.blake2b(use, key=data_key, digest_size=32).digest() for use in (b"seal", b"mark", b"name")
-        )
-        self._aead = ChaCha20Poly1305(seal)
-
-    def seal(self, table: str, number: int, text: bytes) -> bytes:
-        nonce = os.urandom(NONCE_BYTES)
-        size = -(-(4 + len(text)) // _STEP) * _STEP
-        padded = (len(text).to_bytes(4, "big") + text).ljust(size, b"\0")
-        return nonce + self._aead.encrypt(nonce, padded, _bound(table, number))
-
-    def open(self, table: str, number: int, sealed: object) -> bytes | None:
-        """The text; None if it is not what was sealed for this place."""
-        if not isinstance(sealed, bytes) or len(sealed) < NONCE_BYTES:
-            return None
-        try:
-            padded = self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _bound(table, number))
-        except InvalidTag:
-            return None
-        return padded[4 : 4 + int.from_bytes(padded[:4], "big")]
-
-    def mark(self, number: int, nonce: bytes) -> int:
-        """An event's part of the sum."""
-        digest = hashlib.blake2b(number.to_bytes(8, "big", signed=True) + nonce, key=self._marks, digest_size=16)
-        return int.from_bytes(digest.digest(), "big")
-
-    def number(self, name: str) -> int:
-        """Where a record lies: 1 to 2⁶³ − 1, which tells nothing without the key."""
-        digest = hashlib.blake2b(_encoded(name), key=self._names, digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1 or 1
-
-
-def _bound(table: str, number: int) -> bytes:
-    return b"penchant store 1 " + table.encode() + number.to_bytes(8, "big", signed=True)
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _json(value: object) -> bytes:
-    return _encoded(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
-
-
 class Store:
     """One person's store in one folder; `open` makes one. Safe to share between threads, not with a forked child."""
 
     def __init__(
         self,
         folder: Path,
-        lock: _Lock,
+        lock: FolderLock,
         db: sqlite3.Connection,
         sealer: Sealer,
         source: tuple[KeySource, dict[str, Any], bytes],
@@ -319,7 +262,7 @@ class Store:
             InvalidConfig: the folder cannot be used.
         """
         folder = Path(folder)
-        lock = _Lock(_prepared(folder))
+        lock = FolderLock(_prepared(folder))
         db: sqlite3.Connection | None = None
         try:
             envelope = Envelope(folder / ENVELOPE)
@@ -356,7 +299,7 @@ class Store:
         with _typed(self.folder):
             ((problem,),) = self._db.execute("PRAGMA quick_check(1)")  # costs as much as reading the file
             schema = tuple(sql for (sql,) in self._db.execute("SELECT sql FROM sqlite_master ORDER BY rowid"))
-            if problem == b"ok" and schema != tuple(map(_encoded, _SCHEMA)):
+            if problem == b"ok" and schema != tuple(map(encoded, _SCHEMA)):
                 problem = b"its tables are not what was made"
             if problem != b"ok":
                 why = problem.decode("utf-8", "replace").replace("\n", " ")
@@ -428,7 +371,7 @@ class Store:
         return tuple(self._damaged.values())
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """The events that came after one, oldest first. A damaged one is left out, and named in `damaged`."""
+        """The events kept after one, in the order they were kept in. A damaged one is left out, named in `damaged`."""
         while page := self._page(after):
             for number, sealed in page:
                 event = self._event(number, sealed)
@@ -512,7 +455,7 @@ class Store:
     def append_all(self, events: Iterable[Event]) -> list[int]:
         """Keeps events in one transaction, which costs one wait for the disk; their numbers."""
         events = list(events)
-        texts = [_json(event.fields()) for event in events]  # before anything is written
+        texts = [packed(event.fields()) for event in events]  # before anything is written
         with self._write("append"):
             state, rows = self._state, []
             for number, text in enumerate(texts, state.last + 1):
@@ -531,7 +474,7 @@ class Store:
         """Keeps a value under a name, in place of an older one. Meant for dozens of names."""
         if not name:
             raise InvalidConfig("a record needs a name")
-        text = len(_encoded(name)).to_bytes(4, "big") + _encoded(name) + value
+        text = len(encoded(name)).to_bytes(4, "big") + encoded(name) + value
         with self._write("put"):
             number = self._sealer.number(name)
             sealed = self._sealer.seal("records", number, text)
@@ -620,7 +563,7 @@ class Store:
             StoreDamaged: nothing is left to read it with, or to read.
         """
         folder = Path(folder)
-        lock = _Lock(_prepared(folder))
+        lock = FolderLock(_prepared(folder))
         try:
             if not Envelope(folder / ENVELOPE).exists():
                 raise StoreDamaged(f"{folder / ENVELOPE} is gone: without it nothing can be read")
@@ -682,7 +625,7 @@ class Store:
                 if self._failed:
                     raise StoreError("a write in this transaction failed: nothing of it was kept")
                 self._retain()
-                sealed = self._sealer.seal("records", _STATE, _json(vars(self._state)))
+                sealed = self._sealer.seal("records", _STATE, packed(vars(self._state)))
                 self._run(_PUT, (_STATE, sealed))
                 self._at(f"{what}:written")
                 self._run("COMMIT")
@@ -758,7 +701,7 @@ def forget(folder: Path, *, keep: Mapping[str, Any] | None, key: KeySource | Non
     Args:
         key: where the key lies, to destroy it there as well; None finds a keyring and the folder's own key file.
     """
-    lock = _Lock(_prepared(folder))
+    lock = FolderLock(_prepared(folder))
     try:
         if not Envelope(folder / ENVELOPE).exists():
             Envelope(folder / ENVELOPE).create({"schema_version": SCHEMA_VERSION})
@@ -853,7 +796,7 @@ def _fill(folder: Path, sealer: Sealer, state: _State, rows: Iterable[tuple[str,
             for table, number, sealed in rows:
                 db.execute(f"INSERT INTO {table} VALUES (?, ?)", (number, sealed))
             db.execute(
-                "INSERT INTO records VALUES (?, ?)", (_STATE, sealer.seal("records", _STATE, _json(vars(state))))
+                "INSERT INTO records VALUES (?, ?)", (_STATE, sealer.seal("records", _STATE, packed(vars(state))))
             )
             db.execute("COMMIT")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -957,7 +900,7 @@ def _finish(folder: Path, key: KeySource | None, at: Callable[[str], None]) -> t
     if mark["kept"] is None:
         (folder / TOMBSTONE).unlink(missing_ok=True)
     else:
-        _keys.replace(folder / TOMBSTONE, _json({"schema_version": 1, "kept": mark["kept"]}))
+        _keys.replace(folder / TOMBSTONE, packed({"schema_version": 1, "kept": mark["kept"]}))
     at("forget:tombstone")
     envelope.path.unlink()
     _keys.sync(folder)
@@ -969,6 +912,8 @@ def _remove(folder: Path) -> None:
     for name in (DATABASE, f"{DATABASE}.new", DAMAGED):
         for end in ("", "-wal", "-shm", "-journal"):
             (folder / f"{name}{end}").unlink(missing_ok=True)
+    for name in (ENVELOPE, TOMBSTONE):  # one that was cut short
+        (folder / f"{name}.new").unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------- salvage
@@ -987,7 +932,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _salvaged(folder: Path, sealer: Sealer, now_ms: int, at: Callable[[str], None]) -> Salvaged:
-    events, records, state, lost = dict[int, bytes](), dict[int, bytes](), None, dict[str, Damage]()
+    events, records, changed, state = dict[int, bytes](), dict[int, bytes](), set[int](), None
     for number, sealed in _pages.rows(folder / DAMAGED):
         if sealer.open("events", number, sealed) is not None:
             events[number] = sealed
@@ -996,25 +941,28 @@ def _salvaged(folder: Path, sealer: Sealer, now_ms: int, at: Callable[[str], Non
                 state = _State(**json.loads(text))
             else:
                 records[number] = sealed
-        elif number > _STATE:
-            lost[f"event {number}"] = Damage(f"event {number}", "it was changed")
-    if state is not None:
-        lost = {where: damage for where, damage in lost.items() if int(where.split()[1]) <= state.last}
+        else:
+            changed.add(number)
+    last = max(events, default=0) if state is None else state.last
+    lost = [
+        Damage(f"event {number}", "it was changed") for number in sorted(changed - set(events)) if 0 < number <= last
+    ]
+    if state is None:
+        lost.append(Damage("state", "it cannot be read; counted again"))
+    else:
         for name, nonce in state.records.items():
             found = records.get(sealer.number(name))
             if found is None or found[:NONCE_BYTES].hex() != nonce:
                 records.pop(sealer.number(name), None)
-                lost[name] = Damage(f"record {name!r}", "it cannot be read")
+                lost.append(Damage(f"record {name!r}", "it cannot be read"))
         if len(events) != state.n:
-            lost["events"] = Damage("events", f"{state.n} were kept, {len(events)} can be read")
-    else:
-        lost["state"] = Damage("state", "it cannot be read; counted again")
+            lost.append(Damage("events", f"{state.n} were kept, {len(events)} can be read"))
     new = _recount(sealer, sorted(events.items()), records.items(), state, now_ms)
     rows = [("events", n, s) for n, s in sorted(events.items())] + [("records", n, s) for n, s in records.items()]
     at("salvage:written")
     _fill(folder, sealer, new, rows)
     at("salvage:done")
-    return Salvaged(n_events=new.n, records=tuple(sorted(new.records)), lost=tuple(lost.values()))
+    return Salvaged(n_events=new.n, records=tuple(sorted(new.records)), lost=tuple(lost))
 
 
 def _recount(
@@ -1047,78 +995,11 @@ def _name(text: bytes) -> str:
 
 def _value(name: str, text: bytes) -> bytes | None:
     """The value in a record's text, if it is of that name."""
-    length = len(_encoded(name))
+    length = len(encoded(name))
     return text[4 + length :] if _name(text) == name else None
 
 
 # ------------------------------------------------------------------------------------------------------- files
-
-
-class _Lock:
-    """Holds a folder for this process, as long as it lives; a forked child does not hold it."""
-
-    _held: ClassVar[weakref.WeakSet[_Lock]] = weakref.WeakSet()
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / LOCK
-        try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _keys.refused(path, error) from None
-        try:
-            _lock(self._handle)
-        except BlockingIOError:
-            pid = os.read(self._handle, 20).decode("ascii", "replace").strip()
-            os.close(self._handle)
-            if pid == str(os.getpid()):
-                raise StoreLocked(f"this process has {folder} open already: share that store") from None
-            raise StoreLocked(f"process {pid or 'unknown'} has {folder} open: close it there, or wait") from None
-        except OSError as error:
-            os.close(self._handle)
-            raise InvalidConfig(f"{folder} cannot be locked: {error.strerror}; take a local disk") from None
-        with contextlib.suppress(OSError):  # who holds it is only said, so a full disk stops nothing
-            os.ftruncate(self._handle, 0)
-            os.write(self._handle, str(os.getpid()).encode())
-        self._held.add(self)
-
-    def release(self) -> None:
-        if self._handle >= 0:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, 0)
-            self.drop()
-
-    def drop(self) -> None:
-        """Closes the file: the end of the lock, in a forked child only of its share in it."""
-        handle, self._handle = self._handle, -1
-        os.close(handle)
-        self._held.discard(self)
-
-    @classmethod
-    def forked(cls) -> None:
-        for lock in list(cls._held):
-            lock.drop()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Lock.forked)
-
-
-def _lock(handle: int) -> None:
-    """Takes the lock or raises BlockingIOError at once."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(handle, 1 << 20, os.SEEK_SET)  # far from the number of the process, which others read
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            raise BlockingIOError from None
-        finally:
-            os.lseek(handle, 0, os.SEEK_SET)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
@@ -1140,7 +1021,7 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
         return db
 
 
-def _close(db: sqlite3.Connection | None, lock: _Lock) -> None:
+def _close(db: sqlite3.Connection | None, lock: FolderLock) -> None:
     try:
         if db is not None:
             db.close()
