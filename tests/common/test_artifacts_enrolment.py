@@ -69,10 +69,25 @@ def test_a_key_of_another_kind_or_curve_is_malformed() -> None:
             check_proof(der(key), PROOF, MESSAGE)
 
 
-def test_every_flipped_bit_of_a_key_is_refused() -> None:
-    data = der(KEY)
+@pytest.mark.parametrize("number", range(2, 8))
+def test_every_flipped_bit_of_a_key_is_refused(number: int) -> None:
+    key = ec.derive_private_key(number, ec.SECP384R1())
+    data, proof = der(key), prove(key, MESSAGE)
     for i in range(8 * len(data)):
         changed = bytearray(data)
         changed[i // 8] ^= 1 << i % 8
         with pytest.raises((MalformedArtifact, UntrustedArtifact)):
-            check_proof(bytes(changed), PROOF, MESSAGE)
+            check_proof(bytes(changed), proof, MESSAGE)
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_a_key_has_one_form_so_that_none_comes_back_after_it_was_revoked(number: int) -> None:
+    key = ec.derive_private_key(number, ec.SECP384R1())
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    x, odd, head = point[1:49], point[-1] & 1, der(key)[: -len(point)]
+    hybrid = head + bytes([6 + odd]) + point[1:]
+    compressed = bytes.fromhex("3046301006072a8648ce3d020106052b81040022033200") + bytes([2 + odd]) + x
+    for other in (hybrid, compressed, der(key) + b"\0"):
+        with pytest.raises(MalformedArtifact):
+            check_proof(other, prove(key, MESSAGE), MESSAGE)
+    check_proof(der(key), prove(key, MESSAGE), MESSAGE)

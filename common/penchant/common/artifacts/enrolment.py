@@ -18,6 +18,7 @@ import hashlib
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from penchant.common.errors import MalformedArtifact, UntrustedArtifact
 
@@ -49,7 +50,8 @@ def check_proof(node_key: bytes, proof: bytes, message: bytes) -> None:
         node_key: SubjectPublicKeyInfo in DER.
 
     Raises:
-        MalformedArtifact: not a key on P-256, P-384 or P-521.
+        MalformedArtifact: not a key on P-256, P-384 or P-521, or one that is not written as RFC 5480 has it, with an
+            uncompressed point: a key that was revoked may not come back under another name.
         UntrustedArtifact: this key did not sign this message.
     """
     try:
@@ -58,6 +60,8 @@ def check_proof(node_key: bytes, proof: bytes, message: bytes) -> None:
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
         raise MalformedArtifact("a node key that is not on a NIST curve; make one with P-384")
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != node_key:
+        raise MalformedArtifact("a node key that is not SubjectPublicKeyInfo with an uncompressed point")
     try:
         key.verify(proof, message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
