@@ -15,6 +15,7 @@ cannot see.
     │   ├── ExpiredArtifact    its time is over, or has not come
     │   └── StaleArtifact      older than one that was seen before
     ├── Unreachable            a server did not answer in time
+    ├── NotServed              a server answered that it has no such thing
     ├── Busy                   another thread was at work for longer than a call waits
     ├── PrivacyRefused         releasing would break the promise
     │   ├── BudgetExhausted    the ledger has no room for the event
@@ -76,6 +77,10 @@ class StaleArtifact(UntrustedArtifact):
 
 class Unreachable(PenchantError):
     """A server did not answer in time. What is here stays in use; try again later."""
+
+
+class NotServed(PenchantError):
+    """The server has no such app, channel, model or catalogue. Ask for what the channel has now."""
 
 
 class Busy(PenchantError):

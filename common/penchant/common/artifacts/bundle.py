@@ -2,7 +2,7 @@
 
 One zip file without compression:
 
-    app.json            signed by the root key: who, where, which root key, and the hash of the catalogue
+    app.json            signed by the root key: who, where, and which root key
     offer.json          the first release's certificate, pointer and manifest
     catalogue.json      the catalogue's record
     model.safetensors   the first release
@@ -14,14 +14,15 @@ it inside the app, which its store or package manager signs.
 from __future__ import annotations
 
 import io
-import json
+import os
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from penchant.common.artifacts.manifest import Manifest, Offer, Seen
+from penchant.common.artifacts.manifest import MAX_BLOB, Manifest, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import (
     SCHEMA_VERSION,
@@ -29,6 +30,8 @@ from penchant.common.artifacts.signing import (
     PublicKey,
     SigningKey,
     checked,
+    from_json,
+    hex32,
     text,
     to_json,
 )
@@ -39,7 +42,6 @@ APP = "application/vnd.penchant.app+json"
 WIRE_VERSIONS = (1, 1)
 """The oldest and the newest wire version that this penchant speaks."""
 _FILES = ("app.json", "offer.json", "catalogue.json", "model.safetensors")
-_MAX_BYTES = 1 << 30  # of one file in a bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class App:
     def __post_init__(self) -> None:
         if not (self.app_id and self.population and self.channel):
             raise InvalidConfig("an app needs an app_id, a population and a channel")
-        if not self.wire[0] <= self.wire[1]:
+        if not 1 <= self.wire[0] <= self.wire[1]:
             raise InvalidConfig(f"wire versions go from the oldest to the newest, not {self.wire}")
 
     def signed(self, root: SigningKey) -> Envelope:
@@ -90,12 +92,13 @@ class App:
             MalformedArtifact: not an app that this version can read, or whose servers speak another wire version.
             UntrustedArtifact: not signed by the root key that it names.
         """
+        root = PublicKey(hex32(from_json(envelope.payload), "root"))
+        record = checked(envelope.opened(root, APP), SCHEMA_VERSION)
         try:
-            root = PublicKey(bytes.fromhex(json.loads(envelope.payload)["root"]))
-            record = checked(envelope.opened(root, APP), SCHEMA_VERSION)
-            oldest, newest = map(int, record["wire"])
-            words = {name: text(record, name) for name in _WORDS}
-            app = cls(root=root, wire=(oldest, newest), **words)
+            oldest, newest = record["wire"]
+            if type(oldest) is not int or type(newest) is not int:
+                raise TypeError
+            app = cls(root=root, wire=(oldest, newest), **{name: text(record, name) for name in _WORDS})
         except (ValueError, KeyError, TypeError, InvalidConfig):
             raise MalformedArtifact("app.json is not an app's statement; ask for the bundle again") from None
         if oldest > WIRE_VERSIONS[1] or newest < WIRE_VERSIONS[0]:
@@ -133,6 +136,7 @@ class Bundle:
 
         Raises:
             PenchantError: any that reading it back gives.
+            OSError: no place to write it; what was there stays.
         """
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as archive:
@@ -141,9 +145,7 @@ class Bundle:
             ):
                 archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: no time of day, the same bytes each time
         Bundle.from_bytes(out.getvalue())
-        beside = path.with_name(path.name + ".part")
-        beside.write_bytes(out.getvalue())
-        beside.replace(path)
+        write_whole(path, out.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -199,23 +201,45 @@ def read_catalogue(manifest: Manifest, data: bytes) -> Catalogue:
     Raises:
         MalformedArtifact: other bytes than the manifest names, or no catalogue.
     """
+    record = from_json(manifest.catalogue.check(data))
+    text(record, "name")
     try:
-        catalogue = Catalogue.from_record(json.loads(manifest.catalogue.check(data)))
-    except (ValueError, TypeError, AttributeError, MalformedData, InvalidConfig):
+        catalogue = Catalogue.from_record(record)
+        version = catalogue.version
+    except (ValueError, TypeError, AttributeError, OverflowError, MalformedData, InvalidConfig):
         raise MalformedArtifact("the release's catalogue cannot be read; ask the operator") from None
-    if catalogue.version != manifest.catalogue_version:
+    if version != manifest.catalogue_version:
         raise MalformedArtifact("the release's catalogue is not of the version that its manifest says")
     return catalogue
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, also when the machine stops.
+
+    Raises:
+        OSError: no place for it; what was there stays.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _unzipped(data: bytes, wanted: Sequence[str] = _FILES) -> Mapping[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found: dict[str, Any] = {info.filename: info for info in archive.infolist()}
+            found = {info.filename: info for info in archive.infolist()}
+            if len(found) < len(archive.infolist()):
+                raise MalformedArtifact("a bundle with two files of one name; ask for it again")
             if missing := [name for name in wanted if name not in found]:
                 raise MalformedArtifact(f"a bundle without {missing[0]}; ask for it again")
-            if any(found[name].file_size > _MAX_BYTES or found[name].compress_type for name in wanted):
+            if any(found[name].file_size > MAX_BLOB or found[name].compress_type for name in wanted):
                 raise MalformedArtifact("a bundle with a compressed or far too large file; ask for it again")
-            return {name: archive.read(name) for name in wanted}
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+            return {name: archive.read(found[name]) for name in wanted}
+    except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
         raise MalformedArtifact("not a bundle, or one cut short; ask for it again") from None

@@ -4,13 +4,14 @@
 
 A manifest never changes and says everything about one model. A pointer says which manifest a channel has now; its
 sequence only goes up, so that going back to an earlier model is a new pointer, and an old pointer replayed by somebody
-in between is refused.
+in between is refused. Whoever withholds new pointers gains until the expiry of the last. A new release key, which has
+signed none of the old pointers, starts its sequence anywhere: one that a thief drove to the end binds nobody.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from penchant.common.artifacts.signing import (
     SigningKey,
     checked,
     from_json,
+    hex32,
     text,
     to_json,
     whole,
@@ -35,10 +37,12 @@ from penchant.common.errors import (
     StaleArtifact,
     UntrustedArtifact,
 )
-from penchant.common.privacy.plan import PrivacyPlan
+from penchant.common.privacy.plan import PrivacyPlan, task_digest
 
 MANIFEST = "application/vnd.penchant.manifest+json"
 POINTER = "application/vnd.penchant.pointer+json"
+MAX_BLOB = 1 << 30
+"""Bytes of the largest model or catalogue that a device reads."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,16 @@ class Blob:
 
     Attributes:
         sha256: 64 hex digits.
-        size: in bytes.
+        size: in bytes, at most `MAX_BLOB`.
     """
 
     sha256: str
     size: int
 
     def __post_init__(self) -> None:
-        if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):  # it becomes a file's name
-            raise MalformedArtifact("a hash that is not 64 hex digits")
+        hex32(self.__dict__, "sha256")  # it becomes a file's name
+        if whole(self.__dict__, "size") > MAX_BLOB:
+            raise MalformedArtifact(f"a blob of {self.size} bytes; at most {MAX_BLOB} are read")
 
     @classmethod
     def of(cls, data: bytes) -> Blob:
@@ -119,13 +124,19 @@ class Manifest:
     def __post_init__(self) -> None:
         if not (self.app_id and self.population and self.version >= 1):
             raise InvalidConfig("a manifest needs an app_id, a population and a version ≥ 1")
-        unit = PrivacyPlan.from_json(self.plan).unit
-        if (self.guarantee is None) != (unit == "none"):
+        plan = PrivacyPlan.from_json(self.plan)
+        if plan.to_json() != self.plan:  # its digest is that of this text
+            raise InvalidConfig("the plan is not in its canonical form: give PrivacyPlan.to_json()")
+        if plan.population != self.population:
+            raise InvalidConfig("the plan charges another population's ledger than the manifest's")
+        if plan.task not in ("", task_digest(self.learner, self.settings)):
+            raise InvalidConfig("learner and settings are not the task that the plan names")
+        if (self.guarantee is None) != (plan.unit == "none"):
             raise InvalidConfig(
-                f"a manifest of a plan with unit {unit!r} needs its guarantee, and no other plan has one"
+                f"a manifest of a plan with unit {plan.unit!r} needs its guarantee, and no other plan has one"
             )
-        if self.guarantee is not None and (missing := _BESIDE_EPSILON - self.guarantee.keys()):
-            raise InvalidConfig(f"a guarantee without {min(missing)} means nothing")
+        if self.guarantee is not None:
+            _check_guarantee(self.guarantee, plan.unit)
 
     def signed(self, key: SigningKey) -> Envelope:
         record = {
@@ -169,14 +180,26 @@ class Manifest:
                 plan=text(record, "plan"),
                 guarantee=None if record.get("guarantee") is None else _mapping(record, "guarantee"),
                 metrics=_mapping(record, "metrics"),
-                parents=tuple(map(str, record.get("parents", ()))),
+                parents=_hashes(record, "parents"),
                 software=_mapping(record, "software"),
             )
-        except (InvalidConfig, PrivacyRefused, TypeError) as error:
-            raise MalformedArtifact(f"not a manifest that this version can read: {error}") from None
+        except (InvalidConfig, PrivacyRefused) as error:
+            raise MalformedArtifact(f"not a manifest that this version can read: {error!s:.200}") from None
+        except (OverflowError, RecursionError):
+            raise MalformedArtifact("a manifest whose plan has numbers out of any range; ask the operator") from None
 
 
 _BESIDE_EPSILON = {"epsilon", "delta", "unit", "neighbours", "sampler", "accountant", "trust", "uncharged"}
+
+
+def _check_guarantee(guarantee: Mapping[str, Any], unit: str) -> None:
+    if missing := _BESIDE_EPSILON - guarantee.keys():
+        raise InvalidConfig(f"a guarantee without {min(missing)} means nothing")
+    if guarantee["unit"] != unit:
+        raise InvalidConfig("the guarantee is for another unit than the plan's")
+    epsilon, delta = guarantee["epsilon"], guarantee["delta"]
+    if {type(epsilon), type(delta)} - {int, float} or not (0 <= epsilon < math.inf and 0 <= delta < 1):
+        raise InvalidConfig("a guarantee needs an epsilon ≥ 0 and a delta in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +245,7 @@ class Pointer:
                 population=text(record, "population"),
                 channel=text(record, "channel"),
                 sequence=whole(record, "sequence"),
-                manifest=text(record, "manifest"),
+                manifest=hex32(record, "manifest").hex(),
                 created_ms=whole(record, "created_ms"),
                 expires_ms=whole(record, "expires_ms"),
             )
@@ -236,13 +259,17 @@ class Seen:
 
     Attributes:
         serial: highest of a release key's certificate.
-        sequence: highest of a pointer.
+        sequence: highest of a pointer by that key.
         at_ms: latest start of a pointer, below which no clock can be right.
+        key: id of the release key with that serial; "" where it is not known.
+        manifest: hash of what the pointer with that sequence named; "" where it is not known.
     """
 
     serial: int = 0
     sequence: int = 0
     at_ms: int = 0
+    key: str = ""
+    manifest: str = ""
 
 
 @dataclass(frozen=True)
@@ -254,19 +281,18 @@ class Offer:
     manifest: Envelope
 
     def to_bytes(self) -> bytes:
-        return to_json({name: json.loads(getattr(self, name).to_bytes()) for name in _OFFERED})
+        return to_json({name: getattr(self, name).to_record() for name in _OFFERED})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Offer:
         """
         Raises:
-            MalformedArtifact: not an offer.
+            MalformedArtifact: not an offer, or one above 3 MiB.
         """
-        try:
-            record = json.loads(data)
-            return cls(*(Envelope.from_bytes(json.dumps(record[name]).encode()) for name in _OFFERED))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise MalformedArtifact("not an offer of certificate, pointer and manifest; fetch it again") from None
+        if len(data) > MAX_OFFER:
+            raise MalformedArtifact(f"an offer of {len(data)} bytes; at most {MAX_OFFER} are read")
+        record = from_json(data)
+        return cls(*(Envelope.from_record(record.get(name)) for name in _OFFERED))
 
     @property
     def made_ms(self) -> int:
@@ -283,7 +309,8 @@ class Offer:
         """The manifest that the channel has now, and what to remember from here on.
 
         Raises:
-            UntrustedArtifact: a signature, app, population or channel that is not the one asked for.
+            UntrustedArtifact: a signature, app, population or channel that is not the one asked for; or two statements
+                under one serial or sequence.
             ExpiredArtifact: the certificate's or the pointer's time is over.
             StaleArtifact: a certificate or a pointer older than one that was seen.
             MalformedArtifact: signed, but nothing that this version can read.
@@ -291,19 +318,38 @@ class Offer:
         now_ms = max(now_ms, seen.at_ms)
         certificate = Certificate.read(self.certificate, root)
         certificate.check(app_id, now_ms=now_ms, serial=seen.serial)
+        key = certificate.public_key.id
+        if seen.key not in ("", key):
+            if certificate.serial == seen.serial:
+                raise UntrustedArtifact(f"two release keys with serial {seen.serial}; ask the operator")
+            seen = Seen(at_ms=seen.at_ms)
         pointer = Pointer.read(self.pointer, certificate.public_key)
         if (pointer.app_id, pointer.population, pointer.channel) != (app_id, population, channel):
             raise UntrustedArtifact("the pointer is for another app, population or channel")
         if pointer.sequence < seen.sequence:
             raise StaleArtifact(f"pointer {pointer.sequence} of channel {channel} is older than {seen.sequence}")
+        if pointer.sequence == seen.sequence and seen.manifest not in ("", pointer.manifest):
+            raise UntrustedArtifact(
+                f"two pointers of channel {channel} with sequence {seen.sequence}; ask the operator"
+            )
         within("the pointer", pointer.created_ms, pointer.expires_ms, now_ms)
         manifest = Manifest.read(self.manifest, certificate.public_key)
         if self.manifest.sha256 != pointer.manifest or (manifest.app_id, manifest.population) != (app_id, population):
             raise UntrustedArtifact("the manifest is not the one that the pointer names")
-        return manifest, Seen(certificate.serial, pointer.sequence, max(seen.at_ms, pointer.created_ms))
+        at_ms = max(seen.at_ms, pointer.created_ms)
+        return manifest, Seen(certificate.serial, pointer.sequence, at_ms, key, pointer.manifest)
 
 
 _OFFERED = ("certificate", "pointer", "manifest")
+MAX_OFFER = 3 << 20
+"""Bytes of the largest offer that is read."""
+
+
+def _hashes(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = record.get(name)
+    if not isinstance(values, list):
+        raise MalformedArtifact(f"a signed statement without a list in {name}")
+    return tuple(hex32({name: value}, name).hex() for value in values)
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

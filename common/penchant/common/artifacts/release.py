@@ -17,10 +17,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from penchant.common.arrays import Arrays
+from penchant.common.artifacts.signing import checked, from_json
 from penchant.common.errors import InvalidConfig, MalformedArtifact
 from penchant.common.taste import ItemSide, TasteConfig, Transitions
 
 SCHEMA_VERSION = 1
+MAX_WIDTH = 1024
+"""Columns of an item's vector that a device takes: its work grows with their cube."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class Release:
         """
         if private := [name for name in self.state if name.startswith("server/")]:
             raise InvalidConfig(f"{private[0]} stays on the server: release Learner.released(state)")
-        arrays = {f"state/{name}": np.array(values, order="C") for name, values in self.state.items()}
+        arrays = {f"state/{name}": values for name, values in self.state.items()}
         record: dict[str, object] = {"schema_version": SCHEMA_VERSION, "taste": None}
         if self.side is not None:
             record |= {"taste": asdict(self.side.config), "content": self.side.content}
             arrays |= {"side/vectors": self.side.vectors, "side/popularity": self.side.popularity}
             if self.side.transitions is not None:
                 arrays |= {f"side/{way}": getattr(self.side.transitions, way) for way in ("leave", "arrive")}
-        return save({name: np.ascontiguousarray(v) for name, v in arrays.items()}, {"penchant": json.dumps(record)})
+        return save({name: np.array(v, order="C") for name, v in arrays.items()}, {"penchant": json.dumps(record)})
 
     @classmethod
     def from_bytes(cls, data: bytes, n_items: int) -> Release:
@@ -65,27 +68,27 @@ class Release:
             record = _record(data)
             state = {name.removeprefix("state/"): v for name, v in arrays.items() if name.startswith("state/")}
             side = _side(arrays, record, n_items) if record.get("taste") is not None else None
-        except (SafetensorError, ValueError, KeyError, TypeError, InvalidConfig) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, InvalidConfig) as error:  # KeyError: an unknown dtype
             raise MalformedArtifact(f"not a release that this version can read: {type(error).__name__}") from None
-        if not all(np.isfinite(values).all() for values in arrays.values()):
+        if not all(values.dtype.kind in "biuf" and np.isfinite(values).all() for values in arrays.values()):
             raise MalformedArtifact("a release with numbers that are not finite; ask the operator to withdraw it")
         return cls(state, side)
 
 
 def _record(data: bytes) -> Mapping[str, object]:
     size = int.from_bytes(data[:8], "little")  # a safetensors file begins with the length of its header, in JSON
-    record = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["penchant"])
-    if record["schema_version"] != SCHEMA_VERSION:
-        raise MalformedArtifact(f"a release of schema version {record['schema_version']!r:.20}; update penchant")
-    return record  # type: ignore[no-any-return]  # of JSON
+    header = from_json(data[8 : 8 + size])  # each name once: `load` keeps the last of two
+    return checked(from_json(header["__metadata__"]["penchant"].encode()), SCHEMA_VERSION)
 
 
 def _side(arrays: Arrays, record: Mapping[str, object], n_items: int) -> ItemSide:
     taste = record["taste"]
     if not isinstance(taste, dict):
         raise TypeError
-    known = {f.name for f in fields(TasteConfig)}
-    config = TasteConfig(**{name: value for name, value in taste.items() if name in known})
+    known = {f.name: taste[f.name] for f in fields(TasteConfig) if f.name in taste}
+    if any(type(value) not in (int, float) for value in known.values()):
+        raise TypeError
+    config = TasteConfig(**known)
     side = {name: arrays[f"side/{name}"] for name in ("vectors", "popularity")}
     transitions = None
     if "side/leave" in arrays:
@@ -95,7 +98,11 @@ def _side(arrays: Arrays, record: Mapping[str, object], n_items: int) -> ItemSid
         raise ValueError
     if any(values.dtype != np.float32 for values in (*tables, side["popularity"])):
         raise ValueError
+    if not ((side["popularity"] >= 0) & (side["popularity"] <= 1)).all():
+        raise ValueError
+    if any(table.shape[1] > MAX_WIDTH for table in tables) or len({table.shape for table in tables[1:]}) > 1:
+        raise ValueError
     content = record.get("content", 0)
-    if not isinstance(content, int) or not 0 <= content <= side["vectors"].shape[1]:
+    if type(content) is not int or not 0 <= content <= side["vectors"].shape[1]:
         raise ValueError
     return ItemSide(side["vectors"], side["popularity"], config, transitions, content)

@@ -7,8 +7,9 @@ its place. What a device sends is
     HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305
     info = PAE("penchant/contribution", payload of the round key),   plaintext = arrays, as safetensors
 
-so a contribution sealed for one round, try, plan or population opens in no other. Queues, proxies, databases and
-backups hold bytes that nobody can read once the round is over; the server, which is trusted, still sees each one.
+so a contribution sealed for one round, try, plan or population opens in no other, and each opens once: whoever passes
+it on can't send it a second time as somebody else's, which would count that person twice. Queues, proxies, databases
+and backups hold bytes that nobody can read once the round is over; the server, which is trusted, still sees each one.
 
 Source: RFC 9180.
 """
@@ -31,6 +32,7 @@ from penchant.common.artifacts.signing import (
     PublicKey,
     SigningKey,
     checked,
+    hex32,
     pae,
     text,
     to_json,
@@ -39,6 +41,7 @@ from penchant.common.artifacts.signing import (
 from penchant.common.errors import MalformedArtifact, MalformedContribution, UntrustedArtifact
 
 ROUND_KEY = "application/vnd.penchant.round-key+json"
+_ENC = 32  # bytes of the sender's own key, new for each contribution, with which it begins
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 
 
@@ -72,19 +75,13 @@ class RoundKey:
             MalformedArtifact: signed, but not a round's key that this version can read.
         """
         record = checked(envelope.opened(key, ROUND_KEY), SCHEMA_VERSION)
-        try:
-            public = bytes.fromhex(text(record, "public_key"))
-        except ValueError:
-            public = b""
-        if len(public) != 32:
-            raise MalformedArtifact("a round's key without its 32 bytes")
         return cls(
             app_id=text(record, "app_id"),
             population=text(record, "population"),
-            plan=text(record, "plan"),
+            plan=hex32(record, "plan").hex(),
             round=whole(record, "round"),
             attempt=whole(record, "attempt"),
-            public_key=public,
+            public_key=hex32(record, "public_key"),
         )
 
 
@@ -93,11 +90,17 @@ def seal(arrays: Arrays, statement: Envelope, to: RoundKey) -> bytes:
 
     Args:
         statement: the signed envelope of the round key, which the device has checked.
-        to: what it says.
+        to: what it says, as `RoundKey.read` found it.
+
+    Raises:
+        MalformedArtifact: its key is one of the few that hide nothing (RFC 7748, section 6.1).
     """
-    plain = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+    plain = save({name: np.array(values, order="C") for name, values in arrays.items()})
     public = X25519PublicKey.from_public_bytes(to.public_key)
-    return _SUITE.encrypt(plain, public, info=pae("penchant/contribution", statement.payload))
+    try:
+        return _SUITE.encrypt(plain, public, info=pae("penchant/contribution", statement.payload))
+    except ValueError:
+        raise MalformedArtifact("a round's key that is no X25519 key; ask the operator") from None
 
 
 class RoundOpener:
@@ -114,16 +117,20 @@ class RoundOpener:
             app_id=app_id, population=population, plan=plan, round=round, attempt=attempt, public_key=public
         )
         self.statement = self.key.signed(key)
+        self._opened: set[bytes] = set()
 
     def open(self, sealed: bytes) -> Arrays:
         """
         Raises:
-            MalformedContribution: sealed for another round, changed on its way, or not arrays.
+            MalformedContribution: sealed for another round, changed on its way, opened before, or not arrays.
         """
         try:
             plain = _SUITE.decrypt(sealed, self._private, info=pae("penchant/contribution", self.statement.payload))
+            if sealed[:_ENC] in self._opened:
+                raise MalformedContribution("a sealed contribution that came a second time")
+            self._opened.add(sealed[:_ENC])
             return load(plain)
-        except (InvalidTag, ValueError, SafetensorError):
+        except (InvalidTag, ValueError, KeyError, SafetensorError):  # KeyError: a dtype that NumPy does not know
             raise MalformedContribution("a sealed contribution that this round's key does not open") from None
 
 

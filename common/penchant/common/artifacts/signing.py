@@ -4,12 +4,14 @@
     PAE(t, p) = "DSSEv1" ␣ len(t) ␣ t ␣ len(p) ␣ p       lengths in bytes, as decimals
 
 The payload is JSON in UTF-8 and is signed as the bytes that it is, so nobody needs to agree on one form of JSON; the
-hash of those bytes names the statement. Signatures chain twice:
+hash of those bytes names the statement, whatever its signatures. It is read strictly (`from_json`), so that two readers
+can't find two meanings in it. Signatures chain twice:
 
     root key (offline; in the app's bundle) ──► certificate of a release key, with an expiry and a serial
                                                 release key (on the server) ──► manifests, pointers, round keys
 
-A device remembers the highest serial it has seen and refuses lower ones: a new certificate retires the key before it.
+A device remembers the highest serial it has seen and refuses lower ones: a new certificate retires the key before it,
+and a key once retired is never certified again.
 
 Source: Dead Simple Signing Envelope 1.0.2, https://github.com/secure-systems-lab/dsse; RFC 8032; the roles and the
 defence against rollback follow The Update Framework, https://theupdateframework.github.io/specification/latest/.
@@ -18,9 +20,10 @@ defence against rollback follow The Update Framework, https://theupdateframework
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -34,6 +37,8 @@ SCHEMA_VERSION = 1
 SKEW_MS = 300_000
 """How far a device's clock may be off: within it a statement from the future or just expired is taken."""
 _MAX_BYTES = 1 << 20  # of one statement
+_MAX_SIGNATURES = 8
+_HEX32 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,30 @@ class Envelope:
         """What names the statement: the hash of its payload, in hex."""
         return hashlib.sha256(self.payload).hexdigest()
 
-    def to_bytes(self) -> bytes:
-        """As JSON, with base64 for bytes."""
-        record = {
+    def to_record(self) -> dict[str, Any]:
+        """As JSON types, with base64 for bytes."""
+        return {
             "payloadType": self.payload_type,
             "payload": base64.b64encode(self.payload).decode(),
             "signatures": [{"keyid": key, "sig": base64.b64encode(sig).decode()} for key, sig in self.signatures],
         }
-        return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+    def to_bytes(self) -> bytes:
+        return to_json(self.to_record())
+
+    @classmethod
+    def from_record(cls, record: Any) -> Envelope:
+        """
+        Raises:
+            MalformedArtifact: not an envelope.
+        """
+        try:
+            signatures = tuple((text(one, "keyid"), _base64(one, "sig")) for one in record["signatures"])
+            if len(signatures) > _MAX_SIGNATURES:
+                raise ValueError
+            return cls(text(record, "payloadType"), _base64(record, "payload"), signatures)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise MalformedArtifact("not a signed statement; fetch it again") from None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Envelope:
@@ -135,14 +156,7 @@ class Envelope:
         """
         if len(data) > _MAX_BYTES:
             raise MalformedArtifact(f"a signed statement of {len(data)} bytes; at most {_MAX_BYTES} are read")
-        try:
-            record = json.loads(data)
-            signatures = tuple(
-                (str(one["keyid"]), base64.b64decode(one["sig"], validate=True)) for one in record["signatures"]
-            )
-            return cls(str(record["payloadType"]), base64.b64decode(record["payload"], validate=True), signatures)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
-            raise MalformedArtifact("not a signed statement; fetch it again") from None
+        return cls.from_record(from_json(data))
 
     def opened(self, key: PublicKey, payload_type: str) -> dict[str, Any]:
         """The statement, once this key is known to have signed it as that kind.
@@ -165,13 +179,46 @@ def to_json(record: Mapping[str, Any]) -> bytes:
 
 
 def from_json(payload: bytes) -> dict[str, Any]:
+    """The object that this JSON says, where every reader would find the same in it.
+
+    Raises:
+        MalformedArtifact: not UTF-8, no object, a name twice in one object, NaN, a number that float64 or (whole) 2^53
+            does not hold, or half a character.
+    """
     try:
-        record = json.loads(payload)
+        record = _STRICT.decode(payload.decode())
+        if not isinstance(record, dict):
+            raise ValueError
+        if b"\\u" in payload:
+            to_json(record)  # an escape can stand for half a character, which has no UTF-8
     except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise MalformedArtifact("a signed statement that is not a JSON object; it may be of a newer penchant")
+        raise MalformedArtifact("not a JSON object as penchant reads it; it may be of a newer penchant") from None
     return record
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(record := dict(pairs)) < len(pairs):
+        raise ValueError
+    return record
+
+
+def _whole(digits: str) -> int:
+    if abs(number := int(digits)) > 1 << 53:
+        raise ValueError
+    return number
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError
+    return number
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_each_once, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
+def _base64(record: Mapping[str, Any], name: str) -> bytes:
+    return base64.b64decode(text(record, name), validate=True)
 
 
 CERTIFICATE = "application/vnd.penchant.release-key+json"
@@ -222,12 +269,12 @@ class Certificate:
         try:
             return cls(
                 app_id=text(record, "app_id"),
-                public_key=PublicKey(bytes.fromhex(text(record, "public_key"))),
+                public_key=PublicKey(hex32(record, "public_key")),
                 serial=whole(record, "serial"),
                 not_before_ms=whole(record, "not_before_ms"),
                 not_after_ms=whole(record, "not_after_ms"),
             )
-        except (ValueError, InvalidConfig) as error:
+        except InvalidConfig as error:
             raise MalformedArtifact(f"not a certificate of a release key: {error}") from None
 
     def check(self, app_id: str, *, now_ms: int, serial: int = 0) -> None:
@@ -265,9 +312,8 @@ def checked(record: dict[str, Any], version: int) -> dict[str, Any]:
     Raises:
         MalformedArtifact: another schema version.
     """
-    if record.get("schema_version") != version:
-        found = str(record.get("schema_version"))
-        raise MalformedArtifact(f"schema version {found:.20} of a signed statement is unknown here; update penchant")
+    if type(found := record.get("schema_version")) is not int or found != version:  # True and 1.0 equal 1
+        raise MalformedArtifact(f"a signed statement of another schema version than {version}; update penchant")
     return record
 
 
@@ -279,6 +325,13 @@ def text(record: Mapping[str, Any], name: str) -> str:
 
 def whole(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+    if type(value) is not int or not 0 <= value < 1 << 53:
         raise MalformedArtifact(f"a signed statement without a whole number ≥ 0 in {name}")
     return value
+
+
+def hex32(record: Mapping[str, Any], name: str) -> bytes:
+    """bytes[32] of 64 hex digits, as keys are written."""
+    if not _HEX32.fullmatch(value := text(record, name)):
+        raise MalformedArtifact(f"a signed statement without 64 hex digits in {name}")
+    return bytes.fromhex(value)
