@@ -391,7 +391,7 @@ def test_the_async_face_gives_what_the_other_gives(state: Path, bundle: Path) ->
             await me.feedback("film:20", "not_this_item")
             await me.allow("film:20")
             await me.agree("nobody")
-            assert (await me.sync(1.0)).release == "no server"
+            assert (await me.sync(1.0)).release == "no_server"
             assert (await me.privacy()).left == ()
             assert (await me.explain("film:9")).item == "film:9"
             assert (await me.interests()).n_events == 5

@@ -15,9 +15,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from penchant.client._types import (
     Feedback,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing
     from penchant.client._releases import Installed, Shelf
     from penchant.client._store import Retention, Store
     from penchant.common.artifacts.bundle import App
-    from penchant.common.artifacts.manifest import Manifest, Seen
+    from penchant.common.artifacts.manifest import Blob, Manifest, Seen
     from penchant.common.interests import InterestConfig, Policy
     from penchant.common.interests.explanations import Explanation
 
@@ -289,10 +289,17 @@ class Client:
             deadline_s: for all of it.
         """
         until = time.monotonic() + deadline_s
-        release = self._update(until)
+        release: Literal["updated", "up_to_date", "no_server", "failed"]
+        try:
+            release, why = self._update(until), ""
+        except PenchantError as error:
+            release, why = "failed", str(error)
+        except OSError as error:
+            release, why = "failed", f"no release was taken in: {error.strerror}; make room and sync again"
         with self._held():
             version = self._installed.manifest.version
-        return SyncResult(release=release, version=version, reason="" if self._app.fleet else "no_fleet")
+        reason = "" if self._app.fleet else "no_fleet"
+        return SyncResult(release=release, why=why, version=version, reason=reason)
 
     def privacy(self) -> Privacy:
         """What left this device, when, who could see it, under which guarantee, and what budget is left."""
@@ -367,49 +374,51 @@ class Client:
 
     # the release in use
 
-    def _update(self, until: float) -> str:
-        """A newer release, if there is one; in a sentence what came of it."""
-        if not self._app.distribution:
-            return "no server"
+    def _update(self, until: float) -> Literal["updated", "up_to_date", "no_server"]:
+        """Looks for a newer release and takes it in.
+
+        Raises:
+            PenchantError, OSError: it could not; what was here stays in use.
+        """
+        app = self._app
+        if not app.distribution:
+            return "no_server"
         from penchant.client import _distribution
 
-        try:
+        with self._held():
+            seen, have = self._seen(), self._installed.name
+        offer = _distribution.fetch_offer(app, have=have, deadline_s=until - time.monotonic())
+        manifest, seen = offer.check(
+            app.root,
+            app_id=app.app_id,
+            population=app.population,
+            channel=app.channel,
+            now_ms=self._now_ms(),
+            seen=seen,
+        )
+        if offer.manifest.sha256 == have:
             with self._held():
-                seen, have = self._seen(), self._installed.name
-            offer = _distribution.fetch_offer(self._app, have=have, deadline_s=until - time.monotonic())
-            app = self._app
-            manifest, seen = offer.check(
-                app.root,
-                app_id=app.app_id,
-                population=app.population,
-                channel=app.channel,
-                now_ms=self._now_ms(),
-                seen=seen,
-            )
-            if offer.manifest.sha256 == have:
-                with self._held():
-                    self._store.put("seen", json.dumps(asdict(seen)).encode())
-                return "up to date"
-            blobs = []
-            for kind, blob in (("catalogue", manifest.catalogue), ("model", manifest.model)):
-                part = self._folder / "releases" / f"{blob.sha256}.part"
-                left = until - time.monotonic()
-                blobs.append(_distribution.fetch_blob(app, blob, kind, part, deadline_s=left))
-            with self._held():
-                self._swap(self._shelf.put(offer, manifest, *blobs), seen)
-        except PenchantError as error:
-            return str(error)
+                self._store.put("seen", json.dumps(asdict(seen)).encode())
+            return "up_to_date"
+
+        def fetched(kind: Literal["catalogue", "model"], blob: Blob) -> bytes:
+            part = self._folder / "releases" / f"{blob.sha256}.part"
+            return _distribution.fetch_blob(app, blob, kind, part, deadline_s=until - time.monotonic())
+
+        catalogue, model = fetched("catalogue", manifest.catalogue), fetched("model", manifest.model)
+        with self._held():
+            self._swap(self._shelf.put(offer, manifest, catalogue, model), seen)
         return "updated"
 
     def _take_shipped(self, shipped: Path) -> None:
         """The release that a new version of the app ships with, where it is newer than what is here."""
         from penchant.common.artifacts.bundle import Bundle, catalogue_bytes
 
-        bundle = Bundle.read(shipped)
-        if bundle.seen.sequence <= self._seen().sequence:
+        bundle, seen = Bundle.read(shipped), self._seen()
+        if (bundle.seen.serial, bundle.seen.sequence) <= (seen.serial, seen.sequence):
             return
         put = self._shelf.put(bundle.offer, bundle.manifest, catalogue_bytes(bundle.catalogue), bundle.model)
-        self._swap(put, bundle.seen)
+        self._swap(put, replace(bundle.seen, at_ms=max(seen.at_ms, bundle.seen.at_ms)))
 
     def _swap(self, installed: Installed, seen: Seen) -> None:
         """Goes over to a release; the lists are its own from the next call on."""

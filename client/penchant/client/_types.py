@@ -92,13 +92,15 @@ class SyncResult:
     """What a sync did, or why not.
 
     Attributes:
-        release: "updated", "up to date", "no server", or why not, in a sentence.
-        version: of the model in use.
+        release: what came of looking for a newer one.
+        why: where that failed, in a sentence; "" else.
+        version: of the release in use.
         round: the round that this device took part in; None where in none.
-        reason: code of why in none: one of `Refusal`, or "" where it took part.
+        reason: why in none, as a code: one of `Refusal`, "no_fleet" or "nothing_to_do"; "" where it took part.
     """
 
-    release: str
+    release: Literal["updated", "up_to_date", "no_server", "failed"]
+    why: str = ""
     version: int
     round: int | None = None
     reason: str = ""
