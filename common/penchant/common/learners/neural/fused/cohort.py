@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from penchant.common import streams
 from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import Interactions
 from penchant.common.learners.neural.fused import kernels, private
@@ -144,17 +145,19 @@ class Cohort:
         """Whether the kernels clip as `clip` does: whole contributions, on a grid that float32 can divide by."""
         return clip.row_norm is None and (clip.bound == math.inf or 1e-30 < clip.bound < 1e30)
 
-    def partial_sum(self, state: Mapping[str, Any], histories: Interactions, clip: Clip, seeds: Any) -> Arrays:
+    def partial_sum(
+        self, state: Mapping[str, Any], histories: Interactions, clip: Clip, randoms: Callable[[int], Streams]
+    ) -> Arrays:
         """Σ clip(trained − received) over these people, float64 by name.
 
         Args:
             state: the released weights, float32.
-            seeds: uint64[n_users], of each person's examples, as for `local.updates`.
+            randoms: the streams of each person, by row.
         """
         config, group, longest = self._config, 1 + self._config.negatives, int(histories.lengths.max(initial=1))
         given = (
             (histories.offsets, histories.items),
-            seeds,
+            streams.words(randoms, "examples", histories.n_users),
             self._where_vectors_start(state, histories),
             self._model,
             self._packed(state),
@@ -187,7 +190,7 @@ class Cohort:
         histories: Interactions,
         clip: Clip,
         rule: DeviceNoise,
-        people: Sequence[Streams],
+        randoms: Callable[[int], Streams],
     ) -> Arrays:
         """Σ (trained − received) over these people by DP-SGD, noise included, float64 by name.
 
@@ -198,14 +201,14 @@ class Cohort:
 
         Args:
             clip: an infinite one, which only counts.
-            people: the streams of each person.
+            randoms: the streams of each person, by row.
         """
-        group, longest, n = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), len(people)
+        group, longest, n = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), histories.n_users
         lr, stddev = self._config.lr / rule.divisor, rule.noise_multiplier * rule.clip_norm
-        words = [[own.word(name) for name in ("coins", "pool", "noise")] for own in people]
+        words = np.stack([streams.words(randoms, name, n) for name in ("coins", "pool", "noise")], axis=1)
         given = (
             (histories.offsets, histories.items),
-            np.array(words, np.uint64).reshape(n, 3),
+            words,
             self._model,
             self._packed(state),
             self._where_vectors_start(state, histories, fitted=False),
@@ -233,7 +236,7 @@ class Cohort:
         out = self._unpacked(values)
         owed = lr * stddev * np.sqrt(n * rule.steps - drawn)
         for name in (table for table in self._tables if table in out):
-            random = people[0].get(f"owed/{name}") if n else np.random.default_rng(0)
+            random = randoms(0).get(f"owed/{name}") if n else np.random.default_rng(0)
             out[name] = out[name] + owed[:, None] * random.standard_normal(out[name].shape)
         return out
 
