@@ -40,7 +40,7 @@ def content_digest(arrays: Arrays) -> str:
 
 
 def write_npy(values: npt.NDArray[Any]) -> bytes:
-    """The .npy file that `np.save` writes of an array of numbers in C's order, in a third of the time for a small one."""
+    """A .npy file of an array of numbers, in C's order; for a small one in a third of the time that `np.save` takes."""
     header = f"{{'descr': '{values.dtype.str}', 'fortran_order': False, 'shape': {values.shape}, }}"
     padded = header.ljust(-(-(len(header) + 11) // 64) * 64 - 11)  # so that the values start where 64 divides
     flat = np.asarray(values, order="C").reshape(-1).view(np.uint8)

@@ -68,7 +68,11 @@ class Noise:
 
     def uniform(self, size: int) -> Float64:
         """float64[size] in [0, 1), multiples of 2⁻⁵³."""
-        return (self._words(size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        out = np.empty(size)
+        for start in range(0, size, _BLOCK):
+            block = out[start : start + _BLOCK]
+            np.multiply(self._words(block.size) >> np.uint64(11), 2.0**-53, out=block)
+        return out
 
     def normal(self, shape: tuple[int, ...] = ()) -> Float64:
         """float64[shape] from N(0, 1)."""
