@@ -31,6 +31,7 @@ from penchant.common.privacy.ledger import Receipt
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import SumSpec
 
+_BLOCK = 1 << 14  # numbers added at once: a block fits the cache
 _Float = TypeVar("_Float", bound=np.floating[Any])
 Shapes = Mapping[str, tuple[int, ...]]
 """What a contribution must look like: the shape of each named array."""
@@ -238,8 +239,9 @@ class PrivateSum:
         length, bound = norm({"": flat}), users * self._bound
         over = length > bound * (1 + 2.0**-30)  # a norm of honest people's sum may round to just above their bound
         scale = bound * SAFETY / length if over else 1.0
-        flat *= scale
-        self._flat += on_grid(flat, self._bound)
+        for start in range(0, flat.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._flat[block] += on_grid(flat[block] * scale, self._bound)
         if within is not None:
             self._total[WITHIN] += np.clip(np.trunc(2 * within) / 2, -users / 2, users / 2)
 

@@ -1,8 +1,8 @@
 """How kernels are compiled, and under which name what was compiled is kept.
 
-Numba counts who holds an array, atomically and at every call, for each array of a namedtuple: nine tenths of the time to
-copy a person's rows. The caller holds all that a kernel reads and writes, so kernels do not count (`_nrt`). What would
-allocate does not compile then; `allocating` may.
+Numba counts who holds an array, atomically and at every call, for each array of a namedtuple: nine tenths of the time
+to copy a person's rows. The caller holds all that a kernel reads and writes, so kernels do not count (`_nrt`). What
+would allocate does not compile then; `allocating` may.
 """
 
 from __future__ import annotations
