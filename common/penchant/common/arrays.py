@@ -35,7 +35,7 @@ def content_digest(arrays: Arrays) -> str:
     for name in sorted(arrays):
         values = np.asarray(arrays[name], order="C")
         found.update(f"{name}\0{values.dtype.str}\0{values.shape}\0".encode())
-        found.update(values.reshape(-1).view(np.uint8))
+        found.update(values.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
