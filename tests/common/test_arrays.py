@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from penchant.common.arrays import read_npy
+from penchant.common.arrays import content_digest, read_npy, view_npy, write_npy
 from penchant.common.errors import MalformedData
 
 NUMBERS = (
@@ -38,6 +38,33 @@ def test_what_numpy_writes_is_read_as_numpy_reads_it(values: np.ndarray[Any, Any
     assert found.flags.f_contiguous == expected.flags.f_contiguous
     assert found.tobytes() == expected.tobytes()
     assert found.flags.writeable
+
+
+@given(values=NUMBERS.flatmap(lambda dtype: arrays_of.arrays(dtype, SHAPES)), fortran=st.booleans())
+def test_numpy_reads_what_is_written_and_so_do_we(values: np.ndarray[Any, Any], fortran: bool) -> None:
+    data = write_npy(np.asarray(values, order="F" if fortran else "C"))
+    for found in (np.load(io.BytesIO(data)), read_npy(data), view_npy(data)):
+        assert (found.dtype, found.shape, found.tobytes()) == (values.dtype, values.shape, values.tobytes())
+
+
+def test_what_is_written_starts_where_64_divides() -> None:
+    for shape in [(), (1,), (10**5,), (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)]:
+        values = np.zeros(shape)
+        assert (len(write_npy(values)) - values.nbytes) % 64 == 0
+
+
+def test_a_view_shares_the_file_s_bytes_and_cannot_be_written() -> None:
+    found = view_npy(WHOLE)
+    assert not found.flags.writeable
+    assert np.shares_memory(found, np.frombuffer(WHOLE, np.uint8))
+    assert not np.shares_memory(read_npy(WHOLE), np.frombuffer(WHOLE, np.uint8))
+
+
+def test_a_digest_never_changes_between_versions() -> None:
+    # sha256sum of each array's name, type and shape, a NUL after each of these, and its bytes
+    turned = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    digest = content_digest({"b": np.array(True), "a": turned, "c": np.zeros((0, 2))})
+    assert digest == "09cf253d9bc31875509f311dfa33c66b20fcebd97803c1cce2d0775f37085a6a"
 
 
 WHOLE = npy(np.arange(6, dtype=np.float32).reshape(2, 3))

@@ -452,12 +452,7 @@ def test_a_sum_whose_noise_cannot_be_scaled_to_its_clip_is_refused(clip_norm: fl
 @given(order=st.permutations(["b", "a", "c"]))
 def test_the_order_in_which_arrays_are_named_changes_nothing(order: list[str]) -> None:
     noisy = private(dict.fromkeys(order, (3,)), clip_norm=1.0, noise_multiplier=1.0).release(stream(7), charged(1.0))
-    np.testing.assert_allclose([noisy[name] for name in "abc"], _three(), atol=1 / 256)
-
-
-def _three() -> Vector:
-    noise = stream(7)
-    return np.array([noise.normal((3,)) for _ in range(3)])
+    np.testing.assert_allclose([noisy[name] for name in "abc"], stream(7).normal((3, 3)), atol=1 / 256)
 
 
 # ----------------------------------------------------------------------------------------------- quantile clipping

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from penchant.client.node import Node
-from penchant.common.arrays import read_npy
+from penchant.common.arrays import read_npy, view_npy, write_npy
 from penchant.common.errors import PenchantError
 from penchant.common.wire import Order
 
@@ -41,9 +44,10 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
             state = {k: read_npy(v.data) for k, v in arrays(message.content, "state").items()}
             host = node(shard(context))
             if _COUNTS in context.state.array_records:  # the worker that serves this node may be another one each round
-                host.participations[:] = read_npy(context.state.array_records[_COUNTS]["counts"].data)
+                host.participations[:] = view_npy(context.state.array_records[_COUNTS]["counts"].data)
             total = host.answer(order, state)
-            context.state[_COUNTS] = ArrayRecord({"counts": Array(host.participations)})
+            smallest = np.min_scalar_type(host.participations.max(initial=0))  # a byte a person, mostly
+            context.state[_COUNTS] = ArrayRecord({"counts": _array(host.participations.astype(smallest))})
         except PenchantError as error:  # the words of ours name no person and no item
             log.warning("round refused: %s", error)
             return Message(Error(REFUSED, "refused"), reply_to=message)  # why may depend on what people did
@@ -51,12 +55,17 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
             log.warning("round failed: %s", type(error).__name__)
             return Message(Error(REFUSED, "refused"), reply_to=message)
         content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
-            "sum": ArrayRecord({name: Array(values) for name, values in total.items()}),
+            "sum": ArrayRecord({name: _array(values) for name, values in total.items()}),
             "diagnostics": MetricRecord({"round": order.round, "attempt": order.attempt, "users": len(order.users)}),
         }
         return Message(RecordDict(content), reply_to=message)
 
     return app
+
+
+def _array(values: npt.NDArray[Any]) -> Array:
+    """What `Array(values)` is, but written by us."""
+    return Array(values.dtype.name, values.shape, "numpy.ndarray", write_npy(values))
 
 
 def shard(context: Context) -> int:

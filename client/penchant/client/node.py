@@ -14,6 +14,7 @@ blocks are cut changes no bit of the sum.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from penchant.common.privacy.accounting import Bound
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.privacy.sums import WITHIN, Clip
-from penchant.common.streams import Streams
+from penchant.common.streams import People, Streams
 from penchant.common.wire import Order
 
 Learners = Callable[[str, Mapping[str, Any]], Learner]
@@ -123,12 +124,9 @@ class Node:
         return total
 
     def _sum(self, learner: Learner, order: Order, state: State, users: Int64, clip: Clip) -> Arrays:
-        def person(row: int) -> Streams:
-            user = int(users[row])
-            taken = int(self.participations[user])
-            return self._streams.scope("local", order.round, order.attempt, self._first_user + user, taken)
-
-        return learner.partial_sum(state, self._histories.select(users), clip, person)
+        taken = self.participations[users]
+        people = People(self._streams, "local", (order.round, order.attempt, self._first_user + users, taken))
+        return learner.partial_sum(state, self._histories.select(users), clip, people)
 
     def _charged(self, order: Order, users: Int64) -> Int64:
         """Those of the drawn who have room, each written down as having taken part.
@@ -172,8 +170,7 @@ class Node:
 
     def _learner(self, order: Order) -> Learner:
         """The learner of an order; the last one is kept, as building a model costs time."""
-        key = order.to_flat()
-        name = f"{key['learner']} {key['settings']}"
+        name = f"{order.learner} {json.dumps(order.settings, sort_keys=True)}"
         if self._built is None or self._built[0] != name:
             self._built = (name, self._learners(order.learner, order.settings))
         return self._built[1]

@@ -19,17 +19,17 @@ import numpy as np
 from penchant.common.arrays import Float64, Int64
 
 STEP = 0x9E3779B97F4A7C15
-_Words = np.ndarray[Any, np.dtype[np.uint64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
-def words(seed: int, counters: Int64 | _Words) -> _Words:
+def words(seed: int | Words, counters: Int64 | Words) -> Words:
     """uint64[…], one for each counter.
 
     Args:
-        seed: in [0, 2⁶⁴).
+        seed: in [0, 2⁶⁴), one or one for each.
         counters: each ≥ 0.
     """
-    z = np.uint64(seed) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(STEP)
+    z = np.asarray(seed, np.uint64) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(STEP)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)

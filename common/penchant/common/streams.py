@@ -12,8 +12,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+
+from penchant.common import draws
+from penchant.common.arrays import Int64
+from penchant.common.draws import Words
 
 
 class Streams:
@@ -47,8 +53,19 @@ class Streams:
         return np.random.Generator(np.random.PCG64(key))
 
     def word(self, name: str, *numbers: int) -> int:
-        """64 bits, for a generator that a kernel runs for itself (`draws.py`); cheap enough for one a person."""
-        return int.from_bytes(self.key(name, *numbers)[:8], "little")
+        """64 bits, for a generator that a kernel runs for itself (`draws.py`)."""
+        return int(self.words(name, *numbers)[0])
+
+    def words(self, name: str, *numbers: int | Int64) -> Words:
+        """uint64[n], `word` for each row of numbers, which are whole ≥ 0 or int64[n] of such.
+
+        One hash for the name, and from there on one word of `draws.py` under the word before for each number: the word
+        of another name, row or count of numbers is as far from it as those of two seeds.
+        """
+        found = np.frombuffer(self.key(f"words/{name}", len(numbers)), "<u8", count=1).astype(np.uint64)
+        for number in numbers:
+            found = draws.words(found, np.atleast_1d(number))
+        return found
 
     def seed(self, name: str, *numbers: int) -> int:
         """A 63-bit seed for generators that are not NumPy's, such as torch's."""
@@ -81,6 +98,9 @@ class _Scope(Streams):
     def key(self, name: str, *numbers: int) -> bytes:
         return self._whole.key(f"{self._prefix}/{name}", *self._first, *numbers)
 
+    def words(self, name: str, *numbers: int | Int64) -> Words:
+        return self._whole.words(f"{self._prefix}/{name}", *self._first, *numbers)
+
 
 class _OsStreams(Streams):
     def get(self, name: str, *numbers: int) -> np.random.Generator:
@@ -89,5 +109,37 @@ class _OsStreams(Streams):
     def key(self, name: str, *numbers: int) -> bytes:
         return secrets.token_bytes(32)
 
+    def words(self, name: str, *numbers: int | Int64) -> Words:
+        n = np.broadcast(np.zeros(1), *numbers).size
+        return np.frombuffer(secrets.token_bytes(8 * n), np.uint64)
+
     def child(self, name: str, *numbers: int) -> Streams:
         return self
+
+
+@dataclass(frozen=True)
+class People:
+    """The streams of several people: `people(row)` are one person's own, `scope` of the name and their numbers.
+
+    Attributes:
+        numbers: one for all, or int64[n] with each person's.
+    """
+
+    streams: Streams
+    name: str
+    numbers: tuple[int | Int64, ...]
+
+    def __call__(self, row: int) -> Streams:
+        own = (int(n if isinstance(n, int) else n[row]) for n in self.numbers)
+        return self.streams.scope(self.name, *own)
+
+    def words(self, name: str) -> Words:
+        """uint64[n], `people(row).word(name)` for each row."""
+        return self.streams.words(f"{self.name}/{name}", *self.numbers)
+
+
+def words(people: Callable[[int], Streams], name: str, n: int) -> Words:
+    """uint64[n], `people(row).word(name)` for each row below n."""
+    if isinstance(people, People):
+        return people.words(name)
+    return np.array([people(row).word(name) for row in range(n)], np.uint64)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from penchant.common.errors import MalformedContribution, UnknownMechanism
@@ -68,14 +69,18 @@ class Order:
                 fields[name] = json.loads(fields[name])
             if not (isinstance(fields["users"], list) and isinstance(fields["settings"], dict)):
                 raise TypeError
-            order = cls(**{**fields, "plan": PrivacyPlan.from_json(fields["plan"]), "users": tuple(fields["users"])})
-            if not isinstance(order.learner, str) or not all(
-                type(n) is int and 0 <= n < 2**32 for n in (order.round, order.attempt, *order.users)
-            ):
+            order = cls(**{**fields, "plan": _plan(fields["plan"]), "users": tuple(fields["users"])})
+            numbers = (order.round, order.attempt, *order.users)
+            if not isinstance(order.learner, str) or {*map(type, numbers)} != {int}:
                 raise TypeError
+            if not 0 <= min(numbers) <= max(numbers) < 2**32:
+                raise ValueError
         except (KeyError, ValueError, TypeError):
             raise UnknownMechanism("order has missing, unknown or malformed fields; update penchant") from None
         return order
+
+
+_plan = lru_cache(maxsize=8)(PrivacyPlan.from_json)  # the same in every order of a run
 
 
 @dataclass(frozen=True, kw_only=True)

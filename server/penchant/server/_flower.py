@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from penchant.common.arrays import read_npy
+from penchant.common.arrays import view_npy, write_npy
 from penchant.common.errors import PenchantError
 from penchant.common.learners.contract import State
 from penchant.common.privacy import noise
@@ -73,7 +73,7 @@ class PrivateSumStrategy(FedAvg):
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="error")
         try:
             told: Any = message.content.metric_records["diagnostics"]  # of another type: refused below
-            arrays = {name: read_npy(array.data) for name, array in message.content.array_records["sum"].items()}
+            arrays = {name: view_npy(array.data) for name, array in message.content.array_records["sum"].items()}
             return Reply(node=shard, round=int(told["round"]), attempt=int(told["attempt"]), arrays=arrays)
         except Exception:  # a hostile .npy raises nearly anything
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unreadable")
@@ -135,4 +135,5 @@ def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:
 
 
 def to_record(state: State) -> ArrayRecord:
-    return ArrayRecord({name: Array(values) for name, values in state.items()})
+    """Arrays as Flower has them, which every message of a round shares."""
+    return ArrayRecord({name: Array(v.dtype.name, v.shape, "numpy.ndarray", write_npy(v)) for name, v in state.items()})

@@ -149,17 +149,17 @@ class Rounds:
         self._attempt = self.ledger.attempts(number, self.plan.digest)
         self._participations = self.progress.participations.copy()
         drawn = draw(self.plan, number, self._attempt, self._participations, self._streams)
-        nodes = np.searchsorted(self._first, drawn, side="right") - 1
+        nodes, starts = np.unique(np.searchsorted(self._first, drawn, side="right") - 1, return_index=True)
         self._asked = {
-            int(node): Order(
+            node: Order(
                 round=number,
                 attempt=self._attempt,
                 plan=self.plan,
                 learner=self.learner.name,
                 settings=self._settings,
-                users=tuple(int(u) for u in drawn[nodes == node] - self._first[node]),
+                users=tuple((own - self._first[node]).tolist()),
             )
-            for node in np.unique(nodes)
+            for node, own in zip(nodes.tolist(), np.split(drawn, starts[1:]), strict=False)  # nobody is one part too
         }
         return self._asked
 

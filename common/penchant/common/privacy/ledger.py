@@ -36,7 +36,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, final, get_args
 
@@ -446,7 +446,7 @@ class Ledger:
             charge = _charge(entry)
             if charge is not None and entry.event is not None:
                 self._check_room(entry.profile, entry.event, charge)
-            record = _canonical({**asdict(entry), "event": entry.event and encode(entry.event)})
+            record = _canonical({**vars(entry), "event": entry.event and encode(entry.event)})
             hash = _hash(self._seen.head, record)
             self._db.execute("INSERT INTO entries VALUES (?, ?, ?)", (entry.number, record, hash))
             self._at(f"{kind}:inserted")

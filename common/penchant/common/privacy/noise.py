@@ -68,15 +68,15 @@ class Noise:
 
     def uniform(self, size: int) -> Float64:
         """float64[size] in [0, 1), multiples of 2⁻⁵³."""
-        return (self._words(size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        out = np.empty(size)
+        for start in range(0, size, _BLOCK):
+            block = out[start : start + _BLOCK]
+            np.multiply(self._words(block.size) >> np.uint64(11), 2.0**-53, out=block)
+        return out
 
     def normal(self, shape: tuple[int, ...] = ()) -> Float64:
         """float64[shape] from N(0, 1)."""
-        flat = np.empty(math.prod(shape))
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
-            block[:] = self._gaussians(block.size)
-        return flat.reshape(shape)
+        return self._gaussians(math.prod(shape)).reshape(shape)
 
     def add(self, total: Float64, stddev: float) -> Float64:
         """`total` plus N(0, stddev²) for each number, rounded to the grid that the module's header explains.
@@ -88,11 +88,13 @@ class Noise:
         scaled = np.asarray(total, np.float64).ravel() / step  # a power of two: exact
         if not np.abs(scaled).max(initial=0.0) < 2.0**52:
             raise InvalidConfig("the sum is too large for its noise: plan more noise or a smaller clip_norm")
+        noise = self._gaussians(scaled.size)
+        noise *= stddev / step
         for start in range(0, scaled.size, _BLOCK):
             block = scaled[start : start + _BLOCK]
             whole = np.rint(block)
             block -= whole
-            block += self._gaussians(block.size) * (stddev / step)
+            block += noise[start : start + _BLOCK]
             np.rint(block, out=block)
             block += whole
         scaled *= step
@@ -104,14 +106,21 @@ class Noise:
         return np.frombuffer(out, "<u8", count=n).astype(np.uint64, copy=False)
 
     def _gaussians(self, n: int) -> Float64:
+        """Draws block by block, and what of all of them fell beside the layer above at the end, together."""
         edges, inner, _ = ziggurat()
-        words = self._words(n)
-        layer = (words & np.uint64(_LAYERS - 1)).astype(np.intp)
-        at = (words.view(np.int64) >> 9) * 2.0**-54  # [−1, 1): 55 bits, none of them the layer's
-        out = at * edges[layer]
-        outside = np.flatnonzero(np.abs(at) >= inner[layer])
-        if len(outside):
-            out[outside] = self._outside(layer[outside], out[outside])
+        out, places, layers = np.empty(n), [], []
+        for start in range(0, n, _BLOCK):
+            block = out[start : start + _BLOCK]
+            words = self._words(block.size)
+            layer = (words & np.uint64(_LAYERS - 1)).astype(np.intp)
+            at = (words.view(np.int64) >> 9) * 2.0**-54  # [−1, 1): 55 bits, none of them the layer's
+            np.multiply(at, edges[layer], out=block)
+            outside = np.flatnonzero(np.abs(at) >= inner[layer])
+            places.append(outside + start)
+            layers.append(layer[outside])
+        if any(map(len, places)):
+            beside = np.concatenate(places)
+            out[beside] = self._outside(np.concatenate(layers), out[beside])
         return out
 
     def _outside(self, layer: np.ndarray[Any, np.dtype[np.intp]], x: Float64) -> Float64:
@@ -121,21 +130,25 @@ class Noise:
         kept = low + self.uniform(len(x)) * (high - low) < np.exp(-x * x / 2)
         kept &= layer > 0
         out = x.copy()
-        for i in np.flatnonzero(layer == 0):
-            out[i] = math.copysign(self._tail(edges[1]), x[i])
+        last = np.flatnonzero(layer == 0)
+        if len(last):
+            out[last] = np.copysign(self._tail(edges[1], len(last)), x[last])
         again = np.flatnonzero(~kept & (layer > 0))
         if len(again):
             out[again] = self._gaussians(len(again))
         return out
 
-    def _tail(self, start: float) -> float:
-        """One draw above `start`: Marsaglia's exponentials."""
-        while True:
-            high, low, other = map(float, self._words(3))
-            a = -math.log((high + (low + 0.5) * 2.0**-64) * 2.0**-64)  # 128 bits: far out 64 would be too few
-            b = -math.log((other + 0.5) * 2.0**-64)
-            if 2 * b > (a / start) ** 2:
-                return start + a / start
+    def _tail(self, start: float, n: int) -> list[float]:
+        """n draws above `start`: Marsaglia's exponentials."""
+        out: list[float] = []
+        while len(out) < n:
+            words = map(float, self._words(3 * (n - len(out))).tolist())
+            for high, low, other in zip(words, words, words, strict=True):
+                a = -math.log((high + (low + 0.5) * 2.0**-64) * 2.0**-64)  # 128 bits: far out 64 would be too few
+                b = -math.log((other + 0.5) * 2.0**-64)
+                if 2 * b > (a / start) ** 2:
+                    out.append(start + a / start)
+        return out
 
 
 def grid(stddev: float) -> float:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from penchant.common.arrays import AnyFloat, Arrays, Float32, Float64, Int64
 from penchant.common.errors import InvalidConfig, MalformedContribution
@@ -29,6 +31,8 @@ from penchant.common.privacy.ledger import Receipt
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import SumSpec
 
+_BLOCK = 1 << 14  # numbers added at once: a block fits the cache
+_Float = TypeVar("_Float", bound=np.floating[Any])
 Shapes = Mapping[str, tuple[int, ...]]
 """What a contribution must look like: the shape of each named array."""
 WITHIN = "clip/within"
@@ -210,7 +214,11 @@ class PrivateSum:
         if not self._bound > 0 or not math.isfinite(self._stddev):
             raise InvalidConfig("clip_norm must be positive, and finite where there is noise to scale to it")
         self._shapes = {**shapes, WITHIN: ()} if spec.quantile else dict(shapes)
-        self._total = {name: np.zeros(shape, np.float64) for name, shape in self._shapes.items()}
+        self._names = sorted(shapes)
+        self._flat = np.zeros(sum(math.prod(shape) for shape in shapes.values()))
+        self._total = self._split(self._flat)
+        if spec.quantile:
+            self._total[WITHIN] = np.zeros(())
 
     def add(self, partial: Arrays, *, users: int) -> None:
         """Adds one node's sum of clipped contributions.
@@ -227,11 +235,13 @@ class PrivateSum:
         within = values.pop(WITHIN, None)
         if self._spec.row_norm is not None:
             values = _clip_rows(values, users * self._spec.row_norm)
-        length, bound = norm(values), users * self._bound
+        flat = np.concatenate([np.zeros(0), *(values[name].ravel() for name in self._names)])
+        length, bound = norm({"": flat}), users * self._bound
         over = length > bound * (1 + 2.0**-30)  # a norm of honest people's sum may round to just above their bound
         scale = bound * SAFETY / length if over else 1.0
-        for name, v in values.items():
-            self._total[name] += on_grid(v * scale, self._bound)
+        for start in range(0, flat.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._flat[block] += on_grid(flat[block] * scale, self._bound)
         if within is not None:
             self._total[WITHIN] += np.clip(np.trunc(2 * within) / 2, -users / 2, users / 2)
 
@@ -254,14 +264,21 @@ class PrivateSum:
             if receipt.entry.kind != "charge" or self._event not in (None, receipt.event):
                 raise InvalidConfig("this receipt is not of the charge for this release")
             receipt.spend()
-        out = {}
-        for name in sorted(self._total):
-            total = self._total[name]
-            stddev = self._stddev
-            if name == WITHIN and self._spec.quantile:
-                stddev = self._spec.quantile.noise_multiplier / 2  # its sensitivity is ½
-            out[name] = (noise.add(total, stddev) if receipt else total).astype(np.float32)
+
+        def noised(total: Float64, stddev: float) -> Float32:
+            return (noise.add(total, stddev) if receipt else total).astype(np.float32)
+
+        out = self._split(noised(self._flat, self._stddev))
+        if self._spec.quantile:
+            stddev = self._spec.quantile.noise_multiplier / 2  # its sensitivity is ½
+            out[WITHIN] = noised(self._total[WITHIN], stddev)
         return out
+
+    def _split(self, flat: npt.NDArray[_Float]) -> dict[str, npt.NDArray[_Float]]:
+        """Views of a contribution's arrays, one after the other in the order of names."""
+        ends = np.cumsum([math.prod(self._shapes[name]) for name in self._names], dtype=np.int64)[:-1]
+        parts = np.split(flat, ends) if self._names else []
+        return {name: part.reshape(self._shapes[name]) for name, part in zip(self._names, parts, strict=True)}
 
 
 def _clip_rows(contribution: Arrays, bound: float) -> dict[str, Float64]:

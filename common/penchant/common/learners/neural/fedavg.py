@@ -193,13 +193,11 @@ class FedAvg(Learner):
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._starting(state):
             return self._cooccurrence.partial_sum(state, histories, clip, randoms)
-        people = range(histories.n_users)
         if self._cohort is not None and self._cohort.can_clip(clip):
             if self.device_noise is None:
-                seeds = np.array([randoms(u).word("examples") for u in people], np.uint64)
-                return self._cohort.partial_sum(state, histories, clip, seeds)
+                return self._cohort.partial_sum(state, histories, clip, randoms)
             if clip.bound == math.inf and not self.frozen:  # else a change is looked at alone
-                return self._cohort.private_sum(state, histories, clip, self.device_noise, [randoms(u) for u in people])
+                return self._cohort.private_sum(state, histories, clip, self.device_noise, randoms)
         if self._device_sgd is not None:
             return super()._partial_sum(state, histories, clip, randoms)
         total = {name: np.zeros(shape, np.float64) for name, shape in self.shapes(state).items()}

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import le
 from typing import Any, TypeVar
 
 import numpy as np
 
+from penchant.common import streams
 from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import Interactions
 from penchant.common.learners.neural.fused import kernels, private
@@ -106,6 +109,7 @@ class Cohort:
         layout = _layout(model)
         assert layout is not None  # `fits` was asked
         self._layout, self._config, self._frozen, self._threads = layout, config, frozen, threads
+        self._spare: deque[tuple[tuple[int, ...], Any]] = deque(maxlen=threads)
         self._linear, self._n_items, self._tables = model.linear, model.n_items, model.item_tables
         self._shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         dn = self._width(layout.network[0]) if layout.network else 0
@@ -144,17 +148,19 @@ class Cohort:
         """Whether the kernels clip as `clip` does: whole contributions, on a grid that float32 can divide by."""
         return clip.row_norm is None and (clip.bound == math.inf or 1e-30 < clip.bound < 1e30)
 
-    def partial_sum(self, state: Mapping[str, Any], histories: Interactions, clip: Clip, seeds: Any) -> Arrays:
+    def partial_sum(
+        self, state: Mapping[str, Any], histories: Interactions, clip: Clip, randoms: Callable[[int], Streams]
+    ) -> Arrays:
         """Σ clip(trained − received) over these people, float64 by name.
 
         Args:
             state: the released weights, float32.
-            seeds: uint64[n_users], of each person's examples, as for `local.updates`.
+            randoms: the streams of each person, by row.
         """
         config, group, longest = self._config, 1 + self._config.negatives, int(histories.lengths.max(initial=1))
         given = (
             (histories.offsets, histories.items),
-            seeds,
+            streams.words(randoms, "examples", histories.n_users),
             self._where_vectors_start(state, histories),
             self._model,
             self._packed(state),
@@ -173,10 +179,8 @@ class Cohort:
         totals, counts = self._on_threads(
             work,
             histories.lengths,
-            scratch=lambda: self._scratch(
-                longest, longest + places * config.negatives, places * group, examples * group
-            ),
-            totals=self._totals,
+            (longest, longest + places * config.negatives, places * group, examples * group),
+            self._totals,
         )
         clip.count(histories.n_users, within=sum(n for n, _ in counts), refused=sum(n for _, n in counts))
         return self._unpacked(totals)
@@ -187,7 +191,7 @@ class Cohort:
         histories: Interactions,
         clip: Clip,
         rule: DeviceNoise,
-        people: Sequence[Streams],
+        randoms: Callable[[int], Streams],
     ) -> Arrays:
         """Σ (trained − received) over these people by DP-SGD, noise included, float64 by name.
 
@@ -198,14 +202,14 @@ class Cohort:
 
         Args:
             clip: an infinite one, which only counts.
-            people: the streams of each person.
+            randoms: the streams of each person, by row.
         """
-        group, longest, n = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), len(people)
+        group, longest, n = 1 + self._config.negatives, int(histories.lengths.max(initial=1)), histories.n_users
         lr, stddev = self._config.lr / rule.divisor, rule.noise_multiplier * rule.clip_norm
-        words = [[own.word(name) for name in ("coins", "pool", "noise")] for own in people]
+        words = np.stack([streams.words(randoms, name, n) for name in ("coins", "pool", "noise")], axis=1)
         given = (
             (histories.offsets, histories.items),
-            np.array(words, np.uint64).reshape(n, 3),
+            words,
             self._model,
             self._packed(state),
             self._where_vectors_start(state, histories, fitted=False),
@@ -224,16 +228,13 @@ class Cohort:
             return last, np.zeros(self._n_items, np.int64), self._totals()
 
         (_, drawn, values), refused = self._on_threads(
-            work,
-            histories.lengths,
-            scratch=lambda: self._scratch(longest, rows, longest * group, longest * group),
-            totals=totals,
+            work, histories.lengths, (longest, rows, longest * group, longest * group), totals
         )
         clip.count(n, within=n - sum(refused), refused=sum(refused))
         out = self._unpacked(values)
         owed = lr * stddev * np.sqrt(n * rule.steps - drawn)
         for name in (table for table in self._tables if table in out):
-            random = people[0].get(f"owed/{name}") if n else np.random.default_rng(0)
+            random = randoms(0).get(f"owed/{name}") if n else np.random.default_rng(0)
             out[name] = out[name] + owed[:, None] * random.standard_normal(out[name].shape)
         return out
 
@@ -285,6 +286,14 @@ class Cohort:
         sizes = (m.n_items * m.dn, m.n_items * m.dp, m.n_items if self._layout.bias else 0, self._n_dense)
         return kernels.Totals(*(_aligned(size, np.float64) for size in sizes))
 
+    def _spare_scratch(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+        """A scratch of at least these sizes that no thread has, and its own."""
+        with suppress(IndexError):
+            room, own = self._spare.pop()
+            if all(map(le, sizes, room)):
+                return room, own
+        return sizes, self._scratch(*sizes)
+
     def _scratch(self, longest: int, rows: int, places: int, examples: int) -> Any:
         """Room for one person: items of a history, rows touched, places of examples, examples of one step."""
         m, n, rows = self._model, -(-examples // 8) * 8, min(self._n_items, rows)
@@ -331,21 +340,25 @@ class Cohort:
         self,
         work: Callable[[Int64, Any, Any], _Found],
         lengths: Int64,
-        *,
-        scratch: Callable[[], Any],
+        sizes: tuple[int, int, int, int],
         totals: Callable[[], Any],
     ) -> tuple[Any, list[_Found]]:
-        """Deals people to threads; the sum of the threads' totals, and what `work` returned for each chunk."""
+        """Deals people to threads; the sum of the threads' totals, and what `work` returned for each chunk.
+
+        Args:
+            sizes: of a thread's `_scratch`, which is kept for the next time it is large enough.
+        """
         waiting = deque(_dealt(lengths, self._threads))
 
         def one_thread() -> tuple[Any, list[_Found]]:
-            own, total, found = scratch(), totals(), []
+            (room, own), total, found = self._spare_scratch(sizes), totals(), []
             while waiting:
                 try:
                     people = waiting.popleft()
                 except IndexError:  # another thread was faster
                     break
                 found.append(work(people, own, total))
+            self._spare.append((room, own))
             return total, found
 
         if self._threads == 1 or len(waiting) < 2:

@@ -21,7 +21,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from penchant.common.learners.neural.fused.compiling import inline, jit
+from penchant.common.learners.neural.fused.compiling import allocating, inline, jit
 from penchant.common.learners.neural.fused.simd import (
     add,
     fma,
@@ -380,7 +380,7 @@ def clip_and_add(model, weights, own, n_rows, bound, safety, grid, sums):
     return 1 if within else 0
 
 
-@jit
+@allocating
 def draw_groups(items, seed, epochs, group, model, slot, order, own, place):
     """Writes `local.groups` as rows into `place`; returns how many rows the person touches, 0 with nothing to train."""
     n, n_rows = len(items), 0
