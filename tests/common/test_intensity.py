@@ -130,16 +130,17 @@ class TestIntensities:
         np.testing.assert_allclose(found.mean, np.clip(mean, 0, 1), atol=1e-9)
         np.testing.assert_allclose(found.stddev, np.sqrt(variance), atol=1e-9)
 
-    def test_own_strengths_are_expected_as_if_each_had_not_been(self) -> None:
-        found = Intensities(SIDE, TERMS, ITEMS, STRENGTHS, CONFIG).own()
-        for left, item in enumerate(ITEMS):
-            rest = [k for k in range(len(ITEMS)) if k != left]
-            terms = replace(TERMS, variances=np.zeros(N_ITEMS, np.float32))
-            without = Intensities(SIDE, terms, [ITEMS[k] for k in rest], [STRENGTHS[k] for k in rest], CONFIG)
+    @pytest.mark.parametrize("items", [ITEMS, [12] * 5, sorted(set(ITEMS))])
+    def test_own_strengths_are_expected_as_if_nothing_had_been_of_their_item(self, items: list[int]) -> None:
+        values = STRENGTHS[: len(items)]
+        found = Intensities(SIDE, TERMS, items, values, CONFIG).own()
+        for left, item in enumerate(items):
+            rest = [k for k in range(len(items)) if items[k] != item]
+            without = Intensities(SIDE, TERMS, [items[k] for k in rest], [values[k] for k in rest], CONFIG)
             alone = without.at([item])
             assert found.mean[left] == pytest.approx(alone.mean[0], abs=1e-9)
             assert found.stddev[left] == pytest.approx(alone.stddev[0], abs=1e-9)
-        assert not np.allclose(found.mean, Intensities(SIDE, TERMS, ITEMS, STRENGTHS, CONFIG).at(ITEMS).mean)
+        assert not np.allclose(found.mean, Intensities(SIDE, TERMS, items, values, CONFIG).at(items).mean)
 
     def test_without_a_history_it_is_what_was_released(self) -> None:
         found = Intensities(SIDE, TERMS, [], [], CONFIG).at([0, 7])

@@ -5,8 +5,12 @@
 
 μ, b_item and its variance come from one private sum (`learners/strengths.py`) and f are released vectors; the rest is
 the person's own and stays on the device. One item speaks of another through xᵀx': it is a Gaussian process with that
-kernel. Each own strength as the others predict it is exact and free (Cook's identity): y − (y − ŷ)/(1 − h), with
-h = xᵀA⁻¹x. Without vectors (τ_f = 0) it is the rating model μ + b_person + b_item.
+kernel. Each own item as the others predict it is exact and free: with h = xᵀA⁻¹x and the m events of that item left
+out, which all have the same row x (Cook's identity, m times),
+
+    w₋ = w − A⁻¹x Σ(y − ŷ) / (1 − m h),    xᵀA₋⁻¹x = h / (1 − m h)
+
+Without vectors (τ_f = 0) it is the rating model μ + b_person + b_item.
 
 Calibration: counts of (score bin × strength level) say what strength was met where such a score was given; shrunk by
 how little was counted, then isotonic regression over the bins. The counts are one private sum, or the device's own for
@@ -122,7 +126,8 @@ class Intensities:
         config: IntensityConfig | None = None,
     ) -> None:
         self.side, self.terms, self.config = side, terms, config or IntensityConfig()
-        own, self._strengths = np.asarray(items, np.int64), np.asarray(strengths, np.float64)
+        own = self._own = np.asarray(items, np.int64)
+        self._strengths = np.asarray(strengths, np.float64)
         if own.shape != self._strengths.shape or len(terms.terms) != len(side.vectors):
             raise InvalidConfig("items and strengths must be equally many, and the item terms those of the release")
         if not ((self._strengths >= 0) & (self._strengths <= 1)).all():  # also refuses NaN
@@ -146,16 +151,24 @@ class Intensities:
         """Of these items."""
         where = np.asarray(items, np.int64)
         x = self._rows(where)
-        mean = self.terms.mean + self.terms.terms[where].astype(np.float64) + x @ self._w
-        variance = self.config.scatter**2 * self._leverage(x) + self.terms.variances[where]
-        return Intensity(np.clip(mean, 0, 1), np.sqrt(variance), self.config.scatter)
+        return self._expected_at(where, x, np.broadcast_to(self._w, x.shape), self._leverage(x))
 
     def own(self) -> Intensity:
-        """Of each interaction of the history, as all the others predict it: what calibration needs, without a refit."""
-        h = self._leverage(self._x)
-        apart = self._strengths - self._expected - self._x @ self._w
-        mean = self._strengths - apart / (1 - h)
-        return Intensity(np.clip(mean, 0, 1), self.config.scatter * np.sqrt(h / (1 - h)), self.config.scatter)
+        """Of each interaction of the history, as those with all other items predict it: `at` without a refit.
+
+        What calibration needs: a new item has no events of its own either.
+        """
+        x, h = self._x, self._leverage(self._x)
+        _, item, many = np.unique(self._own, return_inverse=True, return_counts=True)
+        apart = np.bincount(item, self._strengths - self._expected - x @ self._w)[item]
+        rest = 1 - many[item] * h
+        return self._expected_at(self._own, x, self._w - (x @ self._inverse) * (apart / rest)[:, None], h / rest)
+
+    def _expected_at(self, items: Int64, x: Float64, w: Float64, leverage: Float64) -> Intensity:
+        """By rows x of these items, with weights w of their own each."""
+        mean = self.terms.mean + self.terms.terms[items].astype(np.float64) + (x * w).sum(axis=1)
+        variance = self.config.scatter**2 * leverage + self.terms.variances[items]
+        return Intensity(np.clip(mean, 0, 1), np.sqrt(variance), self.config.scatter)
 
     def _rows(self, items: Int64) -> Float64:
         """float64[n, 1 + columns in use], x of each item."""
