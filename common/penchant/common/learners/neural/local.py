@@ -116,7 +116,7 @@ def updates(
     """
     trainable = (i for i in range(len(histories)) if can_train(histories[i], model.n_items))
     order = sorted(trainable, key=lambda i: len(histories[i]))
-    for chosen in _blocks(order, [len(h) * (1 + config.negatives) for h in histories], block):
+    for chosen in blocks(order, [len(h) * (1 + config.negatives) for h in histories], block):
         yield from zip(
             chosen,
             _train([histories[i] for i in chosen], [seeds[i] for i in chosen], model, weights, config, frozen),
@@ -124,7 +124,7 @@ def updates(
         )
 
 
-def _blocks(order: Sequence[int], rows: Sequence[int], limit: int) -> Iterator[list[int]]:
+def blocks(order: Sequence[int], rows: Sequence[int], limit: int) -> Iterator[list[int]]:
     """Cuts people, shortest history first, where their number times the longest's rows would pass the limit."""
     block: list[int] = []
     for person in order:
