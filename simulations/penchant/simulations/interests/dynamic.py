@@ -322,8 +322,8 @@ def drift_table(*, people: int = 200, seed: int = 0, config: InterestConfig | No
         rows,
         (
             f"Streams of {EVENTS} events; the change comes after {CHANGE}. Delay is that of changes found, from the"
-            " first event of the new taste. Marked by chance: streams without a change, in the same events. Fit: share of"
-            " the taste that the topics of the next ten items hold, of the most that ten items can. 95 % intervals"
+            " first event of the new taste. Marked by chance: streams without a change, in the same events. Fit: share"
+            " of the taste that the topics of the next ten items hold, of the most that ten items can. 95 % intervals"
             " resample people, the same on both sides of a difference.",
         ),
     )
