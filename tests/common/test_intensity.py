@@ -341,6 +341,21 @@ class TestPrivateSums:
         with pytest.raises(InvalidConfig):
             split(1.0, 0.6, 0.4)
 
+    def test_a_new_item_is_as_strong_as_its_content_and_as_unsure_as_one_that_nobody_spoke_of(self) -> None:
+        ids, topics = ("new", *(f"i{k}" for k in range(300))), (("t1",), *((f"t{k % 3}",) for k in range(300)))
+        before = Catalogue(ids=ids[1:], topics=topics[1:])
+        terms = np.tile(np.array([-0.2, 0.2, 0.0], np.float32), 100)
+        unsure = np.full(300, 0.001, np.float32)
+        state = begun(
+            mean=np.array(0.5, np.float32), terms=terms, variances=unsure, popularity=np.ones(300, np.float32)
+        )
+        state = {**state, "vectors": np.ones((300, 2), np.float32)}
+        grown = Strengths(Catalogue(ids=ids, topics=topics), StrengthsConfig(start=CooccurrenceConfig(dims=2)))
+        found = grown.item_terms(grown.adopt(state, before))
+        np.testing.assert_array_equal(found.terms[1:], terms)
+        assert found.terms[0] == pytest.approx(0.2, abs=0.05)  # pulled to the mean of all by the ridge
+        assert found.variances[0] == pytest.approx(0.12**2)
+
     def test_a_clip_at_one_cuts_nobody(self) -> None:
         made, clip = learner(), Clip(1.0)
         people = [history(ITEMS, STRENGTHS), history([0, 5], [0.0, 1.0]), history([], [])]

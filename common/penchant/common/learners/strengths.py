@@ -188,7 +188,9 @@ class Strengths(Learner):
         if name not in ("terms", "variances"):
             return self.start._adopted(name, state, place)
         moved, known = newcomers.grown(state[name], place, len(self.catalogue))
-        return moved if name == "terms" else np.where(known, moved, np.float32(self.config.spread**2))
+        if name == "terms":
+            return np.clip(newcomers.from_content(moved, known, self.content), -1, 1)
+        return np.where(known, moved, np.float32(self.config.spread**2))
 
     def _strengths(self, state: State, history: History) -> Float32:
         """float32[K, 2]."""
