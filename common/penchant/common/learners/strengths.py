@@ -41,12 +41,11 @@ from penchant.common.interactions import History, Interactions
 from penchant.common.interests.correction import Correction
 from penchant.common.interests.intensity import Calibration, Intensities, IntensityConfig, ItemTerms, outcomes
 from penchant.common.learners import cooccurrence, newcomers
-from penchant.common.learners.contract import Learner, Randoms, State
-from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.contract import Randoms, State
+from penchant.common.learners.cooccurrence import Continued, CooccurrenceConfig
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
-from penchant.common.taste import ItemSide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +111,14 @@ def automatic(n_users: int, mu: float) -> tuple[StrengthsConfig, tuple[SumSpec, 
     return config, (*before, strengths, table)
 
 
-class Strengths(Learner):
+class Strengths(Continued):
     """Co-occurrence's rounds, then one for strengths and one for outcomes."""
 
     name = "strengths"
 
     def __init__(self, catalogue: Catalogue, config: StrengthsConfig) -> None:
-        super().__init__(catalogue, config.start.features)
+        super().__init__(catalogue, config.start)
         self.config = config
-        self.start = Cooccurrence(catalogue, config.start)
-
-    def init(self, streams: Streams) -> State:
-        return self.start.init(streams)
 
     def shapes(self, state: State) -> Shapes:
         match self._asked(state):
@@ -161,9 +156,6 @@ class Strengths(Learner):
             return {**state, **self._terms(state, noisy_sum["strengths"].astype(np.float64))}
         return self.start.apply(state, noisy_sum, divisor)
 
-    def item_side(self, state: State) -> ItemSide:
-        return self.start.item_side(state)
-
     def item_terms(self, state: State) -> ItemTerms:
         """What devices know of items' strengths; flat at the midpoint before that round."""
         if "terms" not in state:
@@ -179,14 +171,11 @@ class Strengths(Learner):
         """What devices add to the linear expectation; nothing, as this learner trains no network."""
         return None
 
-    def _scores(self, state: State, histories: Interactions) -> Float32:
-        return self.start.scores(state, histories)
-
     def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
         if name in ("mean", "outcomes"):
             return state[name]
         if name not in ("terms", "variances"):
-            return self.start._adopted(name, state, place)
+            return super()._adopted(name, state, place)
         moved, known = newcomers.grown(state[name], place, len(self.catalogue))
         if name == "terms":
             return np.clip(newcomers.from_content(moved, known, self.content), -1, 1)
