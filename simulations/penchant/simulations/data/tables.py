@@ -320,8 +320,9 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
         [_topics(value, between_topics) for value in table.columns[names[role]]] if role in names else [()] * len(ids)
         for role in ("topics", "sensitive")
     )
-    strange = pl.Series([not set(some) <= set(topics) for some, topics in zip(named, every, strict=True)], dtype=bool)
-    stranger = _Fault(names.get("sensitive", ""), "a topic that this item does not have", strange)
+    strange = [not set(some) <= set(topics) for some, topics in zip(named, every, strict=True)]
+    wrong = pl.Series(strange, dtype=pl.Boolean)
+    stranger = _Fault(names.get("sensitive", ""), "a topic that this item does not have", wrong)
     _raise_first(table, [stranger] if skip_bad_rows else [*faults, twice, stranger])
     good = pl.repeat(True, len(ids), eager=True)
     for fault in faults:

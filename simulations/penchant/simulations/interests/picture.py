@@ -104,16 +104,17 @@ def person(folder: RunFolder, user: str, *, row: str | None = None, n: int = 10)
     if row is None and not rows:
         raise InvalidConfig(f"{folder.path} holds no federated row, so no model was released")
     data = load_data(folder.read_config())
-    side, note, name = None, "", ""
+    made, name = None, ""
     for name in [row] if row is not None else reversed(rows):
         state, manifest = folder.read_model(name)
         learner = learner_of(manifest, data.catalogue)
-        side, note = learner.item_side(state), manifest["privacy_note"]
-        if side is not None:
+        if (side := learner.item_side(state)) is not None:
+            made = learner, state, side, manifest["privacy_note"]
             break
-    if side is None:
+    if made is None:
         hint = "take another --row" if row is not None and len(rows) > 1 else "simulate with --learner cooccurrence"
         raise InvalidConfig(f"{name} released no item vectors to make a profile of: {hint}")
+    learner, state, side, note = made
     people = {known: place for place, known in enumerate(data.interactions.users)}
     if user not in people:
         raise InvalidConfig(f"no user {user!r} in {data.name}{did_you_mean(user, people)}")
