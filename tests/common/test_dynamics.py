@@ -61,6 +61,15 @@ def test_a_share_goes_to_the_memory_that_foresees_and_is_pulled_back_to_its_star
     assert share.value == pytest.approx(0.25, abs=0.01)
 
 
+def test_however_hasty_the_share_goes_to_the_better_memory_and_stays_a_share() -> None:
+    for start, losses, expected in ((0.6, (0.4, 0.5), 0.0), (0.6, (0.5, 0.4), 1.0), (1.0, (0.4, 0.5), 1.0)):
+        share = Share(start)
+        share.learn(losses, 1e6, 0.0)
+        assert share.value == expected
+    profile = after(events(0, 4) + events(1, 4), Dynamics(rate=2000.0), SIDE)
+    assert 0 <= profile.share <= 1
+
+
 def test_a_tracked_share_loses_little_to_the_better_memory_on_either_side_of_a_change() -> None:
     losses = np.array([[0.1, 0.6]] * 100 + [[0.6, 0.1]] * 100)
 

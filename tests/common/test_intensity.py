@@ -130,16 +130,17 @@ class TestIntensities:
         np.testing.assert_allclose(found.mean, np.clip(mean, 0, 1), atol=1e-9)
         np.testing.assert_allclose(found.stddev, np.sqrt(variance), atol=1e-9)
 
-    def test_own_strengths_are_expected_as_if_each_had_not_been(self) -> None:
-        found = Intensities(SIDE, TERMS, ITEMS, STRENGTHS, CONFIG).own()
-        for left, item in enumerate(ITEMS):
-            rest = [k for k in range(len(ITEMS)) if k != left]
-            terms = replace(TERMS, variances=np.zeros(N_ITEMS, np.float32))
-            without = Intensities(SIDE, terms, [ITEMS[k] for k in rest], [STRENGTHS[k] for k in rest], CONFIG)
+    @pytest.mark.parametrize("items", [ITEMS, [12] * 5, sorted(set(ITEMS))])
+    def test_own_strengths_are_expected_as_if_nothing_had_been_of_their_item(self, items: list[int]) -> None:
+        values = STRENGTHS[: len(items)]
+        found = Intensities(SIDE, TERMS, items, values, CONFIG).own()
+        for left, item in enumerate(items):
+            rest = [k for k in range(len(items)) if items[k] != item]
+            without = Intensities(SIDE, TERMS, [items[k] for k in rest], [values[k] for k in rest], CONFIG)
             alone = without.at([item])
             assert found.mean[left] == pytest.approx(alone.mean[0], abs=1e-9)
             assert found.stddev[left] == pytest.approx(alone.stddev[0], abs=1e-9)
-        assert not np.allclose(found.mean, Intensities(SIDE, TERMS, ITEMS, STRENGTHS, CONFIG).at(ITEMS).mean)
+        assert not np.allclose(found.mean, Intensities(SIDE, TERMS, items, values, CONFIG).at(items).mean)
 
     def test_without_a_history_it_is_what_was_released(self) -> None:
         found = Intensities(SIDE, TERMS, [], [], CONFIG).at([0, 7])
@@ -339,6 +340,21 @@ class TestPrivateSums:
         assert all(spec.noise_multiplier == 0 for spec in automatic(943, math.inf)[1])
         with pytest.raises(InvalidConfig):
             split(1.0, 0.6, 0.4)
+
+    def test_a_new_item_is_as_strong_as_its_content_and_as_unsure_as_one_that_nobody_spoke_of(self) -> None:
+        ids, topics = ("new", *(f"i{k}" for k in range(300))), (("t1",), *((f"t{k % 3}",) for k in range(300)))
+        before = Catalogue(ids=ids[1:], topics=topics[1:])
+        terms = np.tile(np.array([-0.2, 0.2, 0.0], np.float32), 100)
+        unsure = np.full(300, 0.001, np.float32)
+        state = begun(
+            mean=np.array(0.5, np.float32), terms=terms, variances=unsure, popularity=np.ones(300, np.float32)
+        )
+        state = {**state, "vectors": np.ones((300, 2), np.float32)}
+        grown = Strengths(Catalogue(ids=ids, topics=topics), StrengthsConfig(start=CooccurrenceConfig(dims=2)))
+        found = grown.item_terms(grown.adopt(state, before))
+        np.testing.assert_array_equal(found.terms[1:], terms)
+        assert found.terms[0] == pytest.approx(0.2, abs=0.05)  # pulled to the mean of all by the ridge
+        assert found.variances[0] == pytest.approx(0.12**2)
 
     def test_a_clip_at_one_cuts_nobody(self) -> None:
         made, clip = learner(), Clip(1.0)

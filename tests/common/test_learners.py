@@ -26,6 +26,7 @@ from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConf
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
 from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
+from penchant.common.learners.neural.strengths import NeuralStrengths, NeuralStrengthsConfig
 from penchant.common.learners.strengths import Strengths, StrengthsConfig
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
@@ -105,6 +106,12 @@ def strengths(catalogue: Catalogue = CATALOGUE) -> Learner:
     return Strengths(catalogue, StrengthsConfig(start=start, strengths_stddev=0.05, outcomes_stddev=0.05))
 
 
+def neural_strengths(catalogue: Catalogue = CATALOGUE) -> Learner:
+    start = CooccurrenceConfig(head=12, window=3, dims=3, noise_stddev=0.05)
+    small = NeuralStrengthsConfig(start=start, encoded=3, hidden=4, rounds=2, lr=0.1)
+    return NeuralStrengths(catalogue, replace(small, strengths_stddev=0.05, outcomes_stddev=0.05))
+
+
 def fedavg(
     name: str, catalogue: Catalogue = CATALOGUE, *, optimizer: Any = "adam", proximal: float = 0.0, **fields: Any
 ) -> FedAvg:
@@ -132,6 +139,10 @@ CASES = {
     "strengths of items": Case(strengths, draws=False, n_applied=2),
     "strengths at scores": Case(strengths, draws=False, n_applied=3),
     "strengths released": Case(strengths, draws=False, n_applied=4),
+    "neural strengths of items": Case(neural_strengths, draws=False, n_applied=2),
+    "neural strengths, first update": Case(neural_strengths, draws=False, n_applied=3),
+    "neural strengths, second update": Case(neural_strengths, draws=False, n_applied=4),
+    "neural strengths at scores": Case(neural_strengths, draws=False, n_applied=5),
     "fedavg mf later, sgd": Case(partial(fedavg, "mf", optimizer="sgd"), n_applied=2),
     "fedavg mlp": Case(partial(fedavg, "mlp")),
     "fedavg neumf later": Case(partial(fedavg, "neumf"), n_applied=2),
@@ -347,9 +358,8 @@ class TestEveryLearner:
         assert not any(name.startswith("server/") for name in released)
         just_started = warms_up(at.learner, case.n_applied) and case.n_applied == 1
         is_fedavg = isinstance(at.learner, FedAvg)
-        assert any(name.startswith("server/") for name in state) == (
-            is_fedavg and not just_started
-        )  # something to leave
+        steps = is_fedavg or (isinstance(at.learner, NeuralStrengths) and case.n_applied > 2)
+        assert any(name.startswith("server/") for name in state) == (steps and not just_started)  # something to leave
         if is_fedavg and not warms_up(at.learner):
             assert released.keys() == at.learner.init(Streams(0)).keys()
         np.testing.assert_array_equal(at.learner.scores(released, PEOPLE), at.learner.scores(state, PEOPLE))

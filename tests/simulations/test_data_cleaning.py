@@ -102,8 +102,8 @@ def test_a_k_core_is_repeated_until_stable_and_listed_as_uncharged() -> None:
 
 def test_every_column_follows_its_item_through_appending_and_a_k_core() -> None:
     items = (
-        "item,title,genres,category:c,number:n,text:t,vector:v,retired\n"
-        "1,one,g,c1,1,t1,1 1,yes\n2,two,h,c2,2,t2,2 2,yes\n3,three,i,c3,3,t3,3 3,no\n"
+        "item,title,genres,category:c,number:n,text:t,vector:v,retired,sensitive\n"
+        "1,one,g,c1,1,t1,1 1,yes,g\n2,two,h,c2,2,t2,2 2,yes,h\n3,three,i,c3,3,t3,3 3,no,\n"
     )
     log = "user,item\na,7\na,3\na,1\nb,1\nb,3\nb,7\nb,2\n"
     whole, core_2 = dataset(log, items).catalogue, dataset(log, items, k_core=2).catalogue
@@ -113,6 +113,7 @@ def test_every_column_follows_its_item_through_appending_and_a_k_core() -> None:
     assert whole.texts == {"t": ("t1", "t2", "t3", "")}
     assert whole.vectors["v"].tolist() == [[1, 1], [2, 2], [3, 3], [0, 0]]
     assert whole.retired == {"1", "2"}
+    assert whole.sensitive == {"g", "h"}
     assert core_2.ids == ("1", "3", "7")
     assert (core_2.titles, core_2.topics) == (("one", "three", "7"), (("g",), ("i",), ()))
     assert core_2.categories == {"c": ("c1", "c3", "")}
@@ -120,6 +121,7 @@ def test_every_column_follows_its_item_through_appending_and_a_k_core() -> None:
     assert core_2.texts == {"t": ("t1", "t3", "")}
     assert core_2.vectors["v"].tolist() == [[1, 1], [3, 3], [0, 0]]
     assert core_2.retired == {"1"}
+    assert core_2.sensitive == {"g"}
 
 
 def test_columns_of_either_file_without_a_role_are_reported() -> None:

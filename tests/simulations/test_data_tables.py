@@ -242,6 +242,18 @@ def test_columns_named_by_their_kind_are_read_and_others_are_ignored() -> None:
     assert items.ignored == ("shelf", "tag")
 
 
+def test_a_topic_that_one_row_names_sensitive_is_so_everywhere_and_a_slip_is_never_passed_over() -> None:
+    text = "item,genres,sensitive\n1,Drama|Health,Health\n2,Health|War,\n,War,War\n4,Drama,\n"
+    items = item_rows(read_text(text.encode(), "items.csv"), skip_bad_rows=True)
+    assert (items.ids, items.malformed) == (("1", "2", "4"), 1)
+    assert items.sensitive == {"Health", "War"}  # the row without an item counts too
+    assert "sensitive" not in items.ignored
+    slip = b"item,genres,sensitive\n1,Health,Health\n2,Drama,Heath\n"
+    for skip in (False, True):
+        with pytest.raises(MalformedData, match="line 3, column 'sensitive': a topic that this item does not have"):
+            item_rows(read_text(slip, "items.csv"), skip_bad_rows=skip)
+
+
 def test_a_recbole_type_is_not_the_name_of_a_typed_column() -> None:
     items = item_rows(read_text(b"item_id:token\tcategory:token_seq\tnumber:float\n1\ta|b\t3\n", "x.item"))
     assert (items.topics, items.categories, items.numbers) == ((("a", "b"),), {}, {})

@@ -17,7 +17,9 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.cli import Command, main
 from penchant.common.errors import InvalidConfig
 from penchant.common.interests import Drift, InterestConfig, InterestProfile
-from penchant.common.learners.cooccurrence import Cooccurrence
+from penchant.common.interests.intensity import Intensities, ItemTerms
+from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.strengths import Strengths
 from penchant.common.taste import ItemSide, TasteConfig
 from penchant.simulations.data.loaders import load
 from penchant.simulations.interests import picture
@@ -120,7 +122,8 @@ def test_a_profile_shows_interests_and_the_list_with_bands_and_reasons(
     found = picture.person(RunFolder(finished), "u1", n=4)
     assert "User u1 of synthetic-24x40" in said
     assert all(one.title in said for one in found.items)
-    assert all(f"{one.score:.2f} ± {2 * one.deviation:.2f}" in said for one in found.items)
+    assert all(f"{one.intensity:.2f} ± {1.96 * one.stddev:.2f}" in said for one in found.items)
+    assert "nothing was released of items' strengths" in " ".join(said.split())
     assert "add/remove one profile" in " ".join(said.split())
     assert next(iter(found.shares)) in said
     words = (tmp_path / "p.svg").read_text(encoding="utf-8")
@@ -135,15 +138,38 @@ def test_what_is_shown_is_the_profiles_own(finished: Path) -> None:
     state, manifest = RunFolder(finished).read_model("co-occurrence")
     side = learner_of(manifest, data.catalogue).item_side(state)
     assert side is not None
+    unknown = np.full(len(data.catalogue), 0.12**2, np.float32)
     for place in (0, 5):
         one = InterestProfile.of(side, data.catalogue, data.interactions.history(place))
         found = picture.person(RunFolder(finished), data.interactions.users[place], n=5)
         wanted = one.recommend(5)
         assert [shown.title for shown in found.items] == [data.catalogue.titles[r.position] for r in wanted]
-        spread = np.sqrt(one.taste().variance(side.vectors[[r.position for r in wanted]]))
-        np.testing.assert_allclose([shown.deviation for shown in found.items], spread)
+        own = float(np.mean(one.strengths))
+        assert found.mean == own
+        terms = ItemTerms(own, np.zeros_like(unknown), unknown)
+        strength = Intensities.of(one, terms).at([r.position for r in wanted])
+        np.testing.assert_allclose([shown.intensity for shown in found.items], strength.mean)
+        np.testing.assert_allclose([shown.stddev for shown in found.items], strength.stddev)
         assert all(0 < share <= 1 for shown in found.items for _, share in shown.reasons)
         assert all([s for _, s in i.reasons] == sorted((s for _, s in i.reasons), reverse=True) for i in found.items)
+
+
+def test_a_release_of_strengths_gives_the_intensities_and_their_calibration(tmp_path: Path) -> None:
+    asked = ["simulate", "--data", TINY, "--learner", "strengths", "--unit", "none", "--out", str(tmp_path / "run")]
+    assert main([*asked, "-q"]) == 0
+    data, folder = load(TINY), RunFolder(tmp_path / "run")
+    state, manifest = folder.read_model("strengths")
+    learner = learner_of(manifest, data.catalogue)
+    assert isinstance(learner, Strengths)
+    one = InterestProfile.of(learner.item_side(state), data.catalogue, data.interactions.history(4))
+    found = picture.person(folder, data.interactions.users[4])
+    assert found.caution == ""
+    person = Intensities.of(one, learner.item_terms(state))
+    strength = person.at([r.position for r in one.recommend(10)])
+    expected = learner.calibration(state).strength(strength.mean)
+    np.testing.assert_allclose([shown.intensity for shown in found.items], expected)
+    np.testing.assert_allclose([shown.stddev for shown in found.items], strength.stddev)
+    assert np.abs(expected - strength.mean).max() > 1e-4
 
 
 def test_shares_sum_to_one_and_weigh_events_as_the_memories_do(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +196,15 @@ def test_a_picture_neither_shows_nor_names_a_sensitive_topic() -> None:
         sensitive=frozenset({"Health"}),
     )
     vectors = np.abs(np.random.default_rng(0).standard_normal((12, 3))).astype(np.float32)
+    learner = Cooccurrence(catalogue, CooccurrenceConfig(content=0.0))
+    state = {"vectors": vectors, "popularity": np.ones(12, np.float32)}
     profile = InterestProfile(ItemSide(vectors, np.ones(12, np.float32), TasteConfig()), catalogue)
     path = picture._Path(profile)
     for item in (0, 4, 7, 4):
         profile.update(item)
         path.note()
     assert path.shares().keys() == {"Drama"}
-    found = list(picture._listed(profile, profile.side, 8))
+    found = list(picture._listed(profile, learner, state, 8))
     for listed in found:
         assert "Health" not in listed.topics
         assert {what for what, _ in listed.reasons} <= {"Film 7", "popularity", "what you named"}
@@ -202,10 +230,10 @@ def test_changes_that_a_profile_noticed_are_marked(finished: Path, monkeypatch: 
 
 def test_a_title_that_looks_like_mathematics_or_a_name_too_long_is_drawn_as_it_is() -> None:
     shares = {f"A topic with a name of many words {k}": np.array([0.1]) for k in range(10)}
-    listed = picture.Listed("$\\frac{ & <b> [/b] _x_$ " + "long " * 20, (), 0.4, 0.1, [("$^{", 1.0)])
-    odd = picture.Person("$u$", "d", "r", "A $note", 1, shares, [], [listed])
+    listed = picture.Listed("$\\frac{ & <b> [/b] _x_$ " + "long " * 20, (), 0.4, 0.9, 0.1, [("$^{", 1.0)])
+    odd = picture.Person("$u$", "d", "r", "A $note", 1, shares, [], 0.5, "no $", [listed])
     assert "$u$" in picture.figure(odd, "svg").decode()
-    empty = picture.Person("u", "d", "r", "", 0, {}, [], [])
+    empty = picture.Person("u", "d", "r", "", 0, {}, [], None, "", [])
     assert b"nothing yet" in picture.figure(empty, "svg")
 
 

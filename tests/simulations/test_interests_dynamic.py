@@ -103,17 +103,24 @@ def test_a_list_of_the_best_topic_fits_wholly_and_one_that_knows_nothing_by_chan
 def test_planted_changes_are_found_and_followed_sooner_than_without_drift() -> None:
     table = dynamic.drift_table(people=6, seed=3)
     blind, watched = table.rows[0], table.rows[1]
-    found, more = int(watched[2].split()[0]), watched[6]
+    found, chance, more = int(watched[2].split()[0]), int(watched[3].split()[0]), watched[7]
     assert found >= 3
-    assert float(watched[5].split()[0]) > float(blind[5].split()[0]) + 0.03
+    assert chance < found
+    assert float(watched[6].split()[0]) > float(blind[6].split()[0]) + 0.03
     assert float(more.split("[")[1].split(",")[0]) > 0.0
+    fixed, *adaptive = table.rows[2:]
+    for row in adaptive:
+        for at, beside in ((5, 8), (6, 9)):  # before and after
+            apart = float(row[at].split()[0]) - float(fixed[at].split()[0])
+            assert float(row[beside].split()[0]) == pytest.approx(apart, abs=2e-3)
+            assert not fixed[beside]
 
 
 def test_without_a_mark_no_change_is_found_and_nothing_is_gained() -> None:
     never = InterestConfig(dynamics=Dynamics(threshold=1e6))
     row = dynamic.drift_table(people=1, seed=3, config=never).rows[1]
-    assert row[1:4] == ["0.00 [0.00, 0.00]", "0 of 1", ""]
-    assert row[6] == "0.000 [0.000, 0.000]"
+    assert row[1:5] == ["0.00 [0.00, 0.00]", "0 of 1", "0 of 1", ""]
+    assert row[7] == "0.000 [0.000, 0.000]"
 
 
 def test_a_place_helps_those_whose_taste_depends_on_it() -> None:

@@ -40,7 +40,7 @@ def by_hand(scores: list[float], strengths: list[float], liked: list[bool], rows
     said = Predicted(np.array(scores), np.array(liked, float))
     empty = Interactions.of([], 1)
     held = np.ones(len(rows), np.bool_)
-    return Trial(people(), empty, held, np.array(rows), np.array(strengths), None, {"": said})
+    return Trial(people(), empty, held, np.array(rows), np.array(strengths), None, None, {"": said})
 
 
 def dcg(gains: list[float]) -> float:
@@ -126,6 +126,16 @@ def test_a_private_trial_costs_what_was_asked_for_and_sees_noise() -> None:
     assert len(private.guarantee.noise_multiplier) >= 4  # counts, pairs, strengths, outcomes
     apart = np.abs(private.said["rating model"].strength - exact.said["rating model"].strength)
     assert apart.mean() > 0.01
+
+
+def test_the_neural_rows_are_from_another_release_at_the_same_epsilon_and_from_nothing_more() -> None:
+    exact, private = tried(), tried(1.0)
+    assert private.neural is not None
+    assert 0.999 < private.neural.epsilon <= 1.0
+    assert private.neural != private.guarantee
+    for name in intensity.NEURAL.values():
+        assert np.abs(exact.said[name].strength - private.said[name].strength).mean() > 0.01
+        assert np.abs(exact.said[name].strength - exact.said["linear model"].strength).mean() > 1e-4
 
 
 def test_the_picture_is_the_same_each_time() -> None:

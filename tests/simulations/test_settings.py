@@ -43,6 +43,7 @@ USER_DP = Row("fedavg+user-dp", "federated", "fedavg", "mf", "user")
 COOCCURRENCE = Row("co-occurrence", "federated", "cooccurrence", "", "user")
 EXACT = replace(COOCCURRENCE, unit="none")
 ALS = Row("als", "federated", "als", "", "user")
+STRENGTHS = Row("strengths", "federated", "strengths", "", "user")
 PRIVATE = [OPACUS, USER_DP, COOCCURRENCE]
 BUDGET: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5}
 
@@ -85,6 +86,7 @@ def named(found: list[Row]) -> list[str]:
         ({"unit": "interaction", "learner": "als"}, "learner als protects users: take --unit user or none"),
         ({"learner": "als", "model": "mf"}, "learner als has no model: drop --model"),
         ({"learner": "als", "rounds": 3}, "learner als has no rounds: drop --rounds"),
+        ({"learner": "strengths", "model": "mf"}, "learner strengths has no model: drop --model"),
         ({"learner": "cooccurrence", "model": "mf"}, "drop --model, or take --learner fedavg"),
         ({"learner": "cooccurrence", "rounds": 3}, "drop --rounds, or take --learner fedavg"),
         ({"learner": "cooccurrence", "cohort": 3}, "drop --cohort"),
@@ -188,6 +190,7 @@ def test_a_mix_that_differs_by_little_is_fine(given: dict[str, Any]) -> None:
         ({"learner": "cooccurrence", "unit": "none"}, [*FLOORS, EXACT]),
         ({"learner": "als"}, [*FLOORS, ALS]),
         ({"learner": "als", "unit": "none"}, [*FLOORS, replace(ALS, unit="none")]),
+        ({"learner": "strengths"}, [*FLOORS, STRENGTHS]),
         (
             {"model": "gru"},
             [*FLOORS, replace(CENTRAL, model="gru"), replace(FEDAVG, model="gru"), replace(USER_DP, model="gru")],
@@ -471,7 +474,9 @@ def test_all_sums_of_als_share_one_budget_and_sizes_grow_with_people_times_budge
     assert exact.settings["start"]["noise_stddev"] == exact.settings["noise_stddev"] == 0.0
 
 
-@pytest.mark.parametrize("row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE, EXACT, ALS], ids=lambda r: f"{r.name} {r.unit}")
+@pytest.mark.parametrize(
+    "row", [FEDAVG, OPACUS, USER_DP, COOCCURRENCE, EXACT, ALS, STRENGTHS], ids=lambda r: f"{r.name} {r.unit}"
+)
 def test_a_plan_comes_back_from_its_json_and_settings_build_the_learner(row: Row) -> None:
     made = federated(row, SimulationConfig(rounds=None), 50, ("k-core survival",))
     again = PrivacyPlan.from_json(made.plan.to_json())
@@ -619,6 +624,7 @@ def test_how_settings_were_chosen_stands_beside_every_epsilon_and_so_does_not_kn
         ("cooccurrence", {"counts_stddev": 0.0}, "counts_stddev"),
         ("cooccurrence", {"transitions": {"noise_stddev": 0.0}}, "transitions.noise_stddev"),
         ("als", {"start": {"noise_stddev": 0.0}}, "start.noise_stddev"),
+        ("strengths", {"outcomes_stddev": 0.0}, "outcomes_stddev"),
         ("fedavg", {"start": "co-occurrence"}, "start"),
         ("fedavg", {"device": {"clip_norm": 1.0}}, "device"),
     ],

@@ -33,7 +33,7 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ),
     ("items", str, "items file for --data PATH: item,title,genres"),
     ("split", str, "leave-last-out, global-time, held-out-users or 5-fold-users:0"),
-    ("learner", str, "fedavg, cooccurrence or als"),
+    ("learner", str, "fedavg, cooccurrence, als or strengths"),
     ("model", str, "mf, mlp, neumf, gru, lstm, cnn-lstm or transformer"),
     ("unit", str, "what is protected: user, interaction or none"),
     ("epsilon", float, "privacy budget ε of each private row; needs --delta"),

@@ -68,7 +68,7 @@ class FrontierConfig:
     """
 
     base: SimulationConfig
-    learners: tuple[str, ...] = get_args(LearnerName)
+    learners: tuple[str, ...] = ("fedavg", "cooccurrence", "als")
     epsilons: tuple[float, ...] = EPSILONS
     seeds: int = 5
     references: tuple[str, ...] = ("ease", "central")

@@ -13,11 +13,12 @@ from typing import Any
 
 from penchant.common import config
 from penchant.common.errors import InvalidConfig
-from penchant.common.learners import als, cooccurrence, registry
+from penchant.common.learners import als, cooccurrence, registry, strengths
 from penchant.common.learners.als import AlsConfig
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import reads_history
+from penchant.common.learners.strengths import StrengthsConfig
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
     DeviceNoise,
@@ -75,7 +76,7 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
     if settings.tuned or any(getattr(settings, name) not in (None, ()) for name in CHOICES):
         chosen = (settings.tuned or BY_HAND, f"other {CHOSEN}")
     uncharged = (*uncharged, *chosen, *UNCHARGED, *((PROFILES,) if row.unit == "user" else ()))
-    if row.learner in ("cooccurrence", "als"):
+    if row.learner in ("cooccurrence", "als", "strengths"):
         made = _statistics(row, settings, n_users, uncharged)
     elif row.unit == "interaction":
         made = _fedavg_interaction(row, settings, n_users, uncharged)
@@ -155,16 +156,18 @@ def _delta(n_users: int) -> float:
 
 
 def _statistics(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
-    """Co-occurrence and als: everybody takes part in each of a few sums, and sizes follow from n·μ."""
+    """Co-occurrence, als and strengths: everybody takes part in each of a few sums, and sizes follow from n·μ."""
     epsilon, delta = epsilon_and_delta(settings, n_users)
     mu = math.inf
     if row.unit != "none":
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         mu *= 1 - 1e-9  # dividing it must not round ε up
-    learner: CooccurrenceConfig | AlsConfig
+    learner: CooccurrenceConfig | AlsConfig | StrengthsConfig
     sums: tuple[SumSpec, ...]
     if row.learner == "als":
         learner, sums = als.automatic(n_users, mu)
+    elif row.learner == "strengths":
+        learner, sums = strengths.automatic(n_users, mu)
     else:
         learner, sums = cooccurrence.automatic(n_users, mu, counts_share=settings.counts_share or 0.2)
     plan = PrivacyPlan(

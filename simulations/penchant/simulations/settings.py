@@ -22,7 +22,7 @@ from penchant.common.privacy.plan import (
     Unit,
 )
 
-LearnerName = Literal["fedavg", "cooccurrence", "als"]
+LearnerName = Literal["fedavg", "cooccurrence", "als", "strengths"]
 Start = Literal["random", "content", "co-occurrence"]
 Kind = Literal["floor", "not private", "federated"]
 
@@ -153,7 +153,7 @@ class SimulationConfig:
                 f"model {self.model} reads the history, so one interaction enters many samples: take --model {others} "
                 "with unit interaction, or --unit user"
             )
-        if self.learner in ("cooccurrence", "als"):
+        if self.learner not in (None, "fedavg"):
             if self.model is not None:
                 raise InvalidConfig(f"learner {self.learner} has no model: drop --model, or take --learner fedavg")
             if self.unit == "interaction":
@@ -236,8 +236,9 @@ class Row:
 def rows(config: SimulationConfig) -> list[Row]:
     """The rows of a run, the two floors first.
 
-    With nothing asked for, every row but als. With a learner, model or unit: the floors and what was asked for, and
-    with a model the same model trained centrally beside it. With unit none alone, every row there is without privacy.
+    With nothing asked for, every row but als and strengths. With a learner, model or unit: the floors and what was
+    asked for, and with a model the same model trained centrally beside it. With unit none alone, every row there is
+    without privacy.
     """
     floors = [Row("popularity", "floor"), Row("no-sharing", "floor")]
     asked = (config.learner, config.model, config.unit)
@@ -255,9 +256,9 @@ def rows(config: SimulationConfig) -> list[Row]:
     if config.learner in (None, "cooccurrence") and config.model is None and config.unit != "interaction":
         unit = config.unit or "user"
         federated.append(Row("co-occurrence", "federated", "cooccurrence", "", unit))  # type: ignore[arg-type]  # one of the units
-    if config.learner == "als":  # on request only
+    if config.learner in ("als", "strengths"):  # on request only
         unit = config.unit or "user"
-        federated.append(Row("als", "federated", "als", "", unit))  # type: ignore[arg-type]  # one of the units
+        federated.append(Row(config.learner, "federated", config.learner, "", unit))  # type: ignore[arg-type]  # one of the units
     if asked == (None, None, None) or asked == (None, None, "none"):
         return [*floors, *others, *federated]
     beside = [central] if config.model is not None and "none" in units else []

@@ -135,9 +135,11 @@ class Share:
             rate: η.
             switch: α.
         """
-        second = self.value * math.exp(-rate * float(losses[1]))
-        first = (1 - self.value) * math.exp(-rate * float(losses[0]))
-        self.value = (1 - switch) * second / (first + second) + switch * self.start
+        least = float(min(losses))  # which cancels, and keeps the better one's factor at 1 however large η is
+        second = self.value * math.exp(-rate * (float(losses[1]) - least))
+        first = (1 - self.value) * math.exp(-rate * (float(losses[0]) - least))
+        found = second / (first + second) if first + second else self.value  # all was on the worse one
+        self.value = (1 - switch) * found + switch * self.start
 
 
 class PageHinkley:

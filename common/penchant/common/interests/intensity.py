@@ -5,8 +5,15 @@
 
 μ, b_item and its variance come from one private sum (`learners/strengths.py`) and f are released vectors; the rest is
 the person's own and stays on the device. One item speaks of another through xᵀx': it is a Gaussian process with that
-kernel. Each own strength as the others predict it is exact and free (Cook's identity): y − (y − ŷ)/(1 − h), with
-h = xᵀA⁻¹x. Without vectors (τ_f = 0) it is the rating model μ + b_person + b_item.
+kernel. Each own item as the others predict it is exact and free: with h = xᵀA⁻¹x and the m events of that item left
+out, which all have the same row x (Cook's identity, m times),
+
+    w₋ = w − A⁻¹x Σ(y − ŷ) / (1 − m h),    xᵀA₋⁻¹x = h / (1 − m h)
+
+Without vectors (τ_f = 0) it is the rating model μ + b_person + b_item.
+
+A `Correction`, where there is one, is added to the mean: what a small released network makes of the parts above and of
+the item's content. Its own error is in no variance.
 
 Calibration: counts of (score bin × strength level) say what strength was met where such a score was given; shrunk by
 how little was counted, then isotonic regression over the bins. The counts are one private sum, or the device's own for
@@ -27,6 +34,7 @@ import numpy as np
 
 from penchant.common.arrays import AnyFloat, Float32, Float64, Int32, Int64
 from penchant.common.errors import InvalidConfig
+from penchant.common.interests.correction import UNIT, Correction
 from penchant.common.interests.profile import InterestProfile
 from penchant.common.taste import ItemSide
 
@@ -100,6 +108,24 @@ class Intensity:
         return np.array([0.5 * (1 + math.erf(z)) for z in apart.tolist()])
 
 
+@dataclass(frozen=True)
+class _Linear:
+    """What the linear model says of n items.
+
+    Attributes:
+        parts: float64[n, 3], of the expectation: the person's, by learned and by public columns.
+        mean: float64[n], the expectation, not cut to [0, 1].
+        stddev: float64[n], of the parts' sum.
+        n: int64[n], how many events that is from.
+    """
+
+    items: Int64
+    parts: Float64
+    mean: Float64
+    stddev: Float64
+    n: Int64
+
+
 class Intensities:
     """One person's intensities.
 
@@ -108,6 +134,7 @@ class Intensities:
         terms: what was released of strengths.
         items: int[n], positions in the catalogue of what the person had.
         strengths: float[n] in [0, 1].
+        correction: a released network to add; None is the linear model.
 
     Raises:
         InvalidConfig: sizes disagree, or a strength is outside [0, 1].
@@ -120,17 +147,21 @@ class Intensities:
         items: Positions,
         strengths: AnyFloat | list[float],
         config: IntensityConfig | None = None,
+        correction: Correction | None = None,
     ) -> None:
-        self.side, self.terms, self.config = side, terms, config or IntensityConfig()
-        own, self._strengths = np.asarray(items, np.int64), np.asarray(strengths, np.float64)
+        self.side, self.terms, self.config, self.correction = side, terms, config or IntensityConfig(), correction
+        own = self._own = np.asarray(items, np.int64)
+        self._strengths = np.asarray(strengths, np.float64)
         if own.shape != self._strengths.shape or len(terms.terms) != len(side.vectors):
             raise InvalidConfig("items and strengths must be equally many, and the item terms those of the release")
         if not ((self._strengths >= 0) & (self._strengths <= 1)).all():  # also refuses NaN
             raise InvalidConfig("strengths must be in [0, 1]")
         learned = side.vectors.shape[1] - side.content
-        scale = np.repeat([self.config.person, self.config.learned, self.config.content], [1, learned, side.content])
+        widths = (1, learned, side.content)
+        scale = np.repeat([self.config.person, self.config.learned, self.config.content], widths)
         self._kept = scale[1:] > 0  # a column of weight 0 says nothing
-        self._scale = scale[np.concatenate([[True], self._kept])]
+        used = np.concatenate([[True], self._kept])
+        self._scale, self._parts = scale[used], np.repeat(np.eye(3), widths, axis=0)[used]
         self._expected = terms.mean + terms.terms[own].astype(np.float64)
         self._x = self._rows(own)
         inner = self._x.T @ self._x + self.config.scatter**2 * np.eye(self._x.shape[1])
@@ -138,24 +169,67 @@ class Intensities:
         self._w = self._inverse @ (self._x.T @ (self._strengths - self._expected))
 
     @classmethod
-    def of(cls, profile: InterestProfile, terms: ItemTerms, config: IntensityConfig | None = None) -> Intensities:
+    def of(
+        cls,
+        profile: InterestProfile,
+        terms: ItemTerms,
+        config: IntensityConfig | None = None,
+        correction: Correction | None = None,
+    ) -> Intensities:
         """From a profile's own history."""
-        return cls(profile.side, terms, profile.items, profile.strengths, config)
+        return cls(profile.side, terms, profile.items, profile.strengths, config, correction)
 
     def at(self, items: Positions) -> Intensity:
         """Of these items."""
-        where = np.asarray(items, np.int64)
-        x = self._rows(where)
-        mean = self.terms.mean + self.terms.terms[where].astype(np.float64) + x @ self._w
-        variance = self.config.scatter**2 * self._leverage(x) + self.terms.variances[where]
-        return Intensity(np.clip(mean, 0, 1), np.sqrt(variance), self.config.scatter)
+        return self._read(self._from_all(np.asarray(items, np.int64)))
 
     def own(self) -> Intensity:
-        """Of each interaction of the history, as all the others predict it: what calibration needs, without a refit."""
-        h = self._leverage(self._x)
-        apart = self._strengths - self._expected - self._x @ self._w
-        mean = self._strengths - apart / (1 - h)
-        return Intensity(np.clip(mean, 0, 1), self.config.scatter * np.sqrt(h / (1 - h)), self.config.scatter)
+        """Of each interaction of the history, as those with all other items predict it: `at` without a refit.
+
+        What calibration needs: a new item has no events of its own either.
+        """
+        return self._read(self._from_others())
+
+    def examples(self) -> tuple[Float64, Float64]:
+        """What a correction is trained on, of each interaction of the history as those with all other items predict it.
+
+        Returns:
+            float64[n, KNOWN], what is known of it, and float64[n], what the linear expectation is off by.
+        """
+        found = self._from_others()
+        return self._known(found), self._strengths - found.mean
+
+    def _from_all(self, items: Int64) -> _Linear:
+        x = self._rows(items)
+        n = np.full(len(items), len(self._own))
+        return self._linear(items, x, np.broadcast_to(self._w, x.shape), self._leverage(x), n)
+
+    def _from_others(self) -> _Linear:
+        x, h = self._x, self._leverage(self._x)
+        _, item, many = np.unique(self._own, return_inverse=True, return_counts=True)
+        many = many[item]
+        apart = np.bincount(item, self._strengths - self._expected - x @ self._w)[item]
+        rest = 1 - many * h
+        w = self._w - (x @ self._inverse) * (apart / rest)[:, None]
+        return self._linear(self._own, x, w, h / rest, len(self._own) - many)
+
+    def _linear(self, items: Int64, x: Float64, w: Float64, leverage: Float64, n: Int64) -> _Linear:
+        parts = (x * w) @ self._parts
+        mean = self.terms.mean + self.terms.terms[items].astype(np.float64) + parts.sum(axis=1)
+        return _Linear(items, parts, mean, self.config.scatter * np.sqrt(leverage), n)
+
+    def _read(self, found: _Linear) -> Intensity:
+        mean = (
+            found.mean if self.correction is None else found.mean + self.correction.at(found.items, self._known(found))
+        )
+        stddev = np.sqrt(found.stddev**2 + self.terms.variances[found.items])
+        return Intensity(np.clip(mean, 0, 1), stddev, self.config.scatter)
+
+    def _known(self, found: _Linear) -> Float64:
+        """float64[n, KNOWN]."""
+        terms, variances = self.terms.terms[found.items], self.terms.variances[found.items]
+        strengths = np.column_stack([terms, found.parts, found.stddev, np.sqrt(variances)]) / UNIT
+        return np.asarray(np.column_stack([strengths, np.log1p(found.n) / 6]), np.float64)
 
     def _rows(self, items: Int64) -> Float64:
         """float64[n, 1 + columns in use], x of each item."""

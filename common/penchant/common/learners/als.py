@@ -49,12 +49,11 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.learners import newcomers
-from penchant.common.learners.contract import Learner, Randoms, State
-from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.contract import Randoms, State
+from penchant.common.learners.cooccurrence import Continued, CooccurrenceConfig
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
-from penchant.common.taste import ItemSide
 
 RAREST = 0.01
 """An item's popularity counts as at least this: a noised count near zero or below must not have all the weight."""
@@ -132,21 +131,17 @@ def automatic(n_users: int, mu: float) -> tuple[AlsConfig, tuple[SumSpec, SumSpe
     return AlsConfig(start=start, noise_stddev=statistics.noise_multiplier), (counts, matrix, statistics)
 
 
-class Als(Learner):
+class Als(Continued):
     """Counts, the matrix, then as many sweeps as the plan has rounds for."""
 
     name = "als"
 
     def __init__(self, catalogue: Catalogue, config: AlsConfig) -> None:
-        super().__init__(catalogue, config.start.features)
+        super().__init__(catalogue, config.start)
         self.config = config
-        self.start = Cooccurrence(catalogue, config.start)
         parts = np.sqrt([config.unseen * config.clip, config.clip, math.sqrt(2)])
         self.parts: tuple[float, float, float] = tuple((parts / np.linalg.norm(parts)).tolist())
         """α, β and γ."""
-
-    def init(self, streams: Streams) -> State:
-        return self.start.init(streams)
 
     def shapes(self, state: State) -> Shapes:
         if "vectors" not in state:
@@ -185,15 +180,6 @@ class Als(Learner):
                 vectors = np.ones((len(vectors), 1), np.float32)
             return {**after, "vectors": self._everywhere(vectors, after["head"])}
         return {**state, "vectors": self._everywhere(self._solved(noisy_sum), state["head"])}
-
-    def item_side(self, state: State) -> ItemSide:
-        return self.start.item_side(state)
-
-    def _scores(self, state: State, histories: Interactions) -> Float32:
-        return self.start.scores(state, histories)
-
-    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
-        return self.start._adopted(name, state, place)
 
     def _device(self, state: State) -> Callable[[History], tuple[Int64, Float32, Float32]]:
         """How a device with this state answers: places int64[n] in the head, gram float32[T], rows float32[n, T + d].

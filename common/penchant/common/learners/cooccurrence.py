@@ -308,6 +308,26 @@ class Cooccurrence(Learner):
         return np.where(known[:, None], placed, np.float32(self.config.tail) * placed)
 
 
+class Continued(Learner):
+    """A learner whose first rounds are co-occurrence's, and whose user side reads a state as that one does."""
+
+    def __init__(self, catalogue: Catalogue, start: CooccurrenceConfig) -> None:
+        super().__init__(catalogue, start.features)
+        self.start = Cooccurrence(catalogue, start)
+
+    def init(self, streams: Streams) -> State:
+        return self.start.init(streams)
+
+    def item_side(self, state: State) -> ItemSide:
+        return self.start.item_side(state)
+
+    def _scores(self, state: State, histories: Interactions) -> Float32:
+        return self.start.scores(state, histories)
+
+    def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
+        return self.start._adopted(name, state, place)
+
+
 @dataclass(frozen=True)
 class Entries:
     """Where the contributions of n people are not zero, each place of a person once.

@@ -19,6 +19,7 @@ _LEARNERS = {
     "als": ("penchant.common.learners.als", "Als", "AlsConfig"),
     "cooccurrence": ("penchant.common.learners.cooccurrence", "Cooccurrence", "CooccurrenceConfig"),
     "fedavg": ("penchant.common.learners.neural.fedavg", "FedAvg", "FedAvgConfig"),
+    "neural-strengths": ("penchant.common.learners.neural.strengths", "NeuralStrengths", "NeuralStrengthsConfig"),
     "strengths": ("penchant.common.learners.strengths", "Strengths", "StrengthsConfig"),
 }
 

@@ -38,14 +38,14 @@ from penchant.common.arrays import Arrays, Bool, Float32, Float64, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
+from penchant.common.interests.correction import Correction
 from penchant.common.interests.intensity import Calibration, Intensities, IntensityConfig, ItemTerms, outcomes
 from penchant.common.learners import cooccurrence, newcomers
-from penchant.common.learners.contract import Learner, Randoms, State
-from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
+from penchant.common.learners.contract import Randoms, State
+from penchant.common.learners.cooccurrence import Continued, CooccurrenceConfig
 from penchant.common.privacy.plan import SumSpec
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams
-from penchant.common.taste import ItemSide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +111,14 @@ def automatic(n_users: int, mu: float) -> tuple[StrengthsConfig, tuple[SumSpec, 
     return config, (*before, strengths, table)
 
 
-class Strengths(Learner):
+class Strengths(Continued):
     """Co-occurrence's rounds, then one for strengths and one for outcomes."""
 
     name = "strengths"
 
     def __init__(self, catalogue: Catalogue, config: StrengthsConfig) -> None:
-        super().__init__(catalogue, config.start.features)
+        super().__init__(catalogue, config.start)
         self.config = config
-        self.start = Cooccurrence(catalogue, config.start)
-
-    def init(self, streams: Streams) -> State:
-        return self.start.init(streams)
 
     def shapes(self, state: State) -> Shapes:
         match self._asked(state):
@@ -137,9 +133,9 @@ class Strengths(Learner):
         return "start" if not begun else "strengths" if "terms" not in state else "outcomes"
 
     def _contribution(self, state: State, history: History, streams: Streams) -> Arrays:
-        sound = _sound(history.strengths)
-        if not sound.all():
-            history = History(history.items[sound], history.times[sound], history.strengths[sound])
+        heard = sound(history.strengths)
+        if not heard.all():
+            history = History(history.items[heard], history.times[heard], history.strengths[heard])
         match self._asked(state):
             case "strengths":
                 return {"strengths": self._strengths(state, history)}
@@ -149,8 +145,8 @@ class Strengths(Learner):
 
     def _partial_sum(self, state: State, histories: Interactions, clip: Clip, randoms: Randoms) -> Arrays:
         if self._asked(state) == "start":  # which runs its people together
-            sound = _sound(histories.strengths)
-            return self.start.partial_sum(state, histories if sound.all() else histories.keep(sound), clip, randoms)
+            heard = sound(histories.strengths)
+            return self.start.partial_sum(state, histories if heard.all() else histories.keep(heard), clip, randoms)
         return super()._partial_sum(state, histories, clip, randoms)
 
     def apply(self, state: State, noisy_sum: Arrays, divisor: float) -> State:
@@ -159,9 +155,6 @@ class Strengths(Learner):
         if "strengths" in noisy_sum:
             return {**state, **self._terms(state, noisy_sum["strengths"].astype(np.float64))}
         return self.start.apply(state, noisy_sum, divisor)
-
-    def item_side(self, state: State) -> ItemSide:
-        return self.start.item_side(state)
 
     def item_terms(self, state: State) -> ItemTerms:
         """What devices know of items' strengths; flat at the midpoint before that round."""
@@ -174,16 +167,19 @@ class Strengths(Learner):
         found = state.get("outcomes", np.zeros((self.config.bins, self.config.levels)))
         return Calibration(found, self.config.outcomes_stddev, self.config.model.scatter)
 
-    def _scores(self, state: State, histories: Interactions) -> Float32:
-        return self.start.scores(state, histories)
+    def correction(self, state: State) -> Correction | None:
+        """What devices add to the linear expectation; nothing, as this learner trains no network."""
+        return None
 
     def _adopted(self, name: str, state: State, place: Int64) -> npt.NDArray[Any]:
         if name in ("mean", "outcomes"):
             return state[name]
         if name not in ("terms", "variances"):
-            return self.start._adopted(name, state, place)
+            return super()._adopted(name, state, place)
         moved, known = newcomers.grown(state[name], place, len(self.catalogue))
-        return moved if name == "terms" else np.where(known, moved, np.float32(self.config.spread**2))
+        if name == "terms":
+            return np.clip(newcomers.from_content(moved, known, self.content), -1, 1)
+        return np.where(known, moved, np.float32(self.config.spread**2))
 
     def _strengths(self, state: State, history: History) -> Float32:
         """float32[K, 2]."""
@@ -196,11 +192,13 @@ class Strengths(Learner):
         out[own[inside]] = _unit(np.stack([np.ones_like(apart), apart], axis=1))
         return out
 
+    def _intensities(self, state: State, history: History) -> Intensities:
+        side, terms = self.item_side(state), self.item_terms(state)
+        return Intensities(side, terms, history.items, history.strengths, self.config.model, self.correction(state))
+
     def _outcomes(self, state: State, history: History) -> Float32:
         """float32[bins, levels]."""
-        person = Intensities(
-            self.item_side(state), self.item_terms(state), history.items, history.strengths, self.config.model
-        )
+        person = self._intensities(state, history)
         return _unit(outcomes(person.own().mean, history.strengths, self.config.bins, self.config.levels))
 
     def _terms(self, state: State, total: Float64) -> dict[str, npt.NDArray[Any]]:
@@ -234,6 +232,6 @@ def _unit(values: Float64) -> Float32:
     return scaled
 
 
-def _sound(strengths: Float32) -> Bool:
+def sound(strengths: Float32) -> Bool:
     """bool[n], which are in [0, 1]; a NaN is not."""
     return np.asarray((strengths >= 0) & (strengths <= 1), np.bool_)

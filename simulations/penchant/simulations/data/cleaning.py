@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -146,12 +147,13 @@ def _catalogue(name: str, items: ItemRows, ids: tuple[str, ...], stays: Bool) ->
     def column(values: tuple[T, ...], missing: T) -> tuple[T, ...]:
         return _chosen((*values, *[missing] * n_appended), stays)
 
-    chosen = _chosen(ids, stays)
+    chosen, topics = _chosen(ids, stays), column(items.topics, ())
     return Catalogue(
         ids=chosen,
         titles=_chosen((*items.titles, *ids[len(items.ids) :]), stays),
-        topics=column(items.topics, ()),
+        topics=topics,
         retired=items.retired & set(chosen),
+        sensitive=items.sensitive & frozenset(chain(*topics)),
         name=name,
         categories={key: column(values, "") for key, values in items.categories.items()},
         numbers={key: column(values, math.nan) for key, values in items.numbers.items()},

@@ -76,7 +76,7 @@ def load(
             `synthetic:users=6000,items=2000,interactions=165` (a mean per user), or a path: a MovieLens zip or its
             folder, a RecBole folder, a CSV, TSV or Parquet file with columns
             `user, item[, timestamp][, rating | strength][, event]`. Write `./ml-100k` for a folder of that name.
-        items: for a CSV, TSV or Parquet file: the catalogue, `item[, title][, topics][, year]`.
+        items: for a CSV, TSV or Parquet file: the catalogue, with the columns of docs/content.md.
         rating_scale: the lowest and highest rating there is; known for MovieLens, else 0 to 5.
         skip_bad_rows: count malformed rows instead of raising.
         repeats: "keep" all of a user's interactions with one item, or only the "last".

@@ -18,7 +18,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, compress, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "topics": ("topics", "topic", "genres", "genre", "categories", "category", "class"),
     "year": ("year", "releaseyear"),
     "retired": ("retired", "isretired"),
+    "sensitive": ("sensitive", "sensitivetopics"),
 }
 """The column names that each role goes by, in lower case without `_`, `-` or space."""
 
@@ -109,6 +110,7 @@ class ItemRows:
         titles: with "(year)" at the end where the file has a column of years; the identifier where there is none.
         topics: of each item, possibly none.
         retired: identifiers of items to recommend no more.
+        sensitive: topics that any row names so, each some item's.
         categories, numbers, texts, vectors: the typed columns, as `Catalogue` has them.
         untitled: items without a title.
         malformed: rows skipped.
@@ -119,6 +121,7 @@ class ItemRows:
     titles: tuple[str, ...]
     topics: tuple[tuple[str, ...], ...]
     retired: frozenset[str] = frozenset()
+    sensitive: frozenset[str] = frozenset()
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -283,11 +286,13 @@ def interaction_rows(
 
 
 def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = False) -> ItemRows:
-    """Checks a table of items: `item[, title][, topics][, year][, retired]`, and typed columns.
+    """Checks a table of items: `item[, title][, topics][, year][, retired][, sensitive]`, typed columns.
 
     A typed column is named by its kind and its own name, as `category:studio`, `number:runtime_min`, `text:plot` or
     `vector:image`. Words are not split. A vector is numbers with spaces between them, or a list in Parquet, as many in
-    every row. What is missing is unknown: no topic, NaN, "", zeros, not retired.
+    every row. What is missing is unknown: no topic, NaN, "", zeros, not retired. A topic that one row names sensitive
+    is so wherever it stands; one that is none of its row's topics raises even where bad rows are passed over, and what
+    a row that is passed over names still counts: nothing is to be said of a topic because of a slip elsewhere.
 
     Args:
         table: as read.
@@ -298,7 +303,7 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
         MalformedData: a column is missing or there twice, a column of what users did or wrote, or the first malformed
             row in the file.
     """
-    names = _roles(table, required=("item",), optional=("title", "topics", "year", "retired"))
+    names = _roles(table, required=("item",), optional=("title", "topics", "year", "retired", "sensitive"))
     typed = {n: (found[1].lower(), found[2].strip()) for n in table.columns.columns if (found := _typed(n))}
     _refuse_data(table, typed)
     checked = {name: _check(kind, table.columns[name]) for name, (kind, _) in typed.items()}
@@ -311,8 +316,14 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
         _Fault(names["item"], "the value is missing", ids.is_null()),
         *(_Fault(name, column.reason, column.wrong) for name, column in checked.items()),
     ]
-    if not skip_bad_rows:
-        _raise_first(table, [*faults, twice])
+    every, named = (
+        [_topics(value, between_topics) for value in table.columns[names[role]]] if role in names else [()] * len(ids)
+        for role in ("topics", "sensitive")
+    )
+    strange = [not set(some) <= set(topics) for some, topics in zip(named, every, strict=True)]
+    wrong = pl.Series(strange, dtype=pl.Boolean)
+    stranger = _Fault(names.get("sensitive", ""), "a topic that this item does not have", wrong)
+    _raise_first(table, [stranger] if skip_bad_rows else [*faults, twice, stranger])
     good = pl.repeat(True, len(ids), eager=True)
     for fault in faults:
         good &= ~fault.rows
@@ -320,7 +331,7 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
     rows = table.columns.filter(good)
     ids = ids.filter(good)
     titles = _text(rows, names.get("title"))
-    topics: pl.Series | list[None] = rows[names["topics"]] if "topics" in names else [None] * len(ids)
+    topics = tuple(compress(every, good))
     columns: dict[str, dict[str, npt.NDArray[Any]]] = {kind: {} for kind in _KINDS}
     for name, (kind, own) in typed.items():
         columns[kind][own] = checked[name].values[good.to_numpy()]
@@ -331,8 +342,9 @@ def item_rows(table: Table, *, between_topics: str = "|", skip_bad_rows: bool = 
             _dated(title or item, year)
             for item, title, year in zip(ids, titles, _text(rows, names.get("year")), strict=True)
         ),
-        topics=tuple(_topics(value, between_topics) for value in topics),
+        topics=topics,
         retired=frozenset(item for item, gone in zip(ids, retired, strict=False) if gone),
+        sensitive=frozenset(chain(*named)) & frozenset(chain(*topics)),
         categories={name: tuple(words.tolist()) for name, words in columns["category"].items()},
         numbers={name: tuple(numbers.tolist()) for name, numbers in columns["number"].items()},
         texts={name: tuple(words.tolist()) for name, words in columns["text"].items()},

@@ -271,53 +271,68 @@ def drift_table(*, people: int = 200, seed: int = 0, config: InterestConfig | No
     without = replace(drift, threshold=None)
     one = replace(config, share=0.0)
     rows, gains, marks = [], {}, {}
+    fixed = "both memories, fixed share"
     kinds = {
         "long-term memory": replace(one, dynamics=replace(without, rate=0.0)),
         "long-term memory, drift": replace(one, dynamics=replace(drift, rate=0.0)),
-        "both memories, fixed share": replace(config, dynamics=replace(without, rate=0.0)),
+        fixed: replace(config, dynamics=replace(without, rate=0.0)),
         "both memories, adaptive share": replace(config, dynamics=without),
         "both memories, adaptive share, drift": replace(config, dynamics=drift),
     }
     for name, each in kinds.items():
         false = np.empty(people)
-        first_mark = np.full(people, np.nan)
+        first_mark, by_chance = np.full(people, np.nan), np.full(people, np.nan)
         gain = np.empty((2, people))
         for k in range(people):
-            false[k] = 1000 / EVENTS * len(take(InterestProfile(world.side, world.catalogue, each), steady[k]).drifts)
+            profile = take(InterestProfile(world.side, world.catalogue, each), steady[k])
+            false[k], by_chance[k] = 1000 / EVENTS * len(profile.drifts), _delay(profile)
             profile = InterestProfile(world.side, world.catalogue, each)
             fits = followed(world, profile, *changed[k])
             gain[:, k] = fits[CHANGE - AFTER : CHANGE].mean(), fits[CHANGE : CHANGE + AFTER].mean()
-            delays = [drift.event - CHANGE + 1 for drift in profile.drifts]
-            first_mark[k] = next((delay for delay in delays if 0 < delay <= AFTER), np.nan)
-        gains[name], marks[name] = gain, (false, first_mark)
+            first_mark[k] = _delay(profile)
+        gains[name], marks[name] = gain, (false, first_mark, by_chance)
     for name, (before, after) in gains.items():
         without_drift = name.removesuffix(", drift")
-        false, first_mark = marks[name]
+        false, first_mark, by_chance = marks[name]
         found = first_mark[~np.isnan(first_mark)]
         more = "" if name == without_drift else interval(_mean(after - gains[without_drift][1], seed))
-        alarms = ["", "", ""]
+        alarms = [""] * 4
         if more:
             delay = interval(_mean(found, seed), 1) if len(found) else ""
-            alarms = [interval(_mean(false, seed), 2), f"{len(found)} of {people}", delay]
-        rows.append([name, *alarms, interval(_mean(before, seed)), interval(_mean(after, seed)), more])
+            chance = f"{np.count_nonzero(~np.isnan(by_chance))} of {people}"
+            alarms = [interval(_mean(false, seed), 2), f"{len(found)} of {people}", chance, delay]
+        beside = ["", ""]
+        if name.startswith("both") and name != fixed:
+            beside = [interval(_mean(own - other, seed)) for own, other in zip(gains[name], gains[fixed], strict=True)]
+        rows.append([name, *alarms, *(interval(_mean(each, seed)) for each in (before, after)), more, *beside])
     return Table(
         f"Drift: {people} synthetic streams with a planted change of taste, {people} without",
         (
             "profile",
             "false alarms per 1,000 events",
             f"changes found within {AFTER} events",
+            "marked by chance",
             "delay, events",
             f"fit, {AFTER} events before",
             f"fit, {AFTER} events after",
             "after, more than without drift",
+            "before, more than a fixed share",
+            "after, more than a fixed share",
         ),
         rows,
         (
             f"Streams of {EVENTS} events; the change comes after {CHANGE}. Delay is that of changes found, from the"
-            " first event of the new taste. Fit: share of the taste that the topics of the next ten items hold, of the"
-            " most that ten items can. 95 % intervals resample people.",
+            " first event of the new taste. Marked by chance: streams without a change, in the same events. Fit: share"
+            " of the taste that the topics of the next ten items hold, of the most that ten items can. 95 % intervals"
+            " resample people, the same on both sides of a difference.",
         ),
     )
+
+
+def _delay(profile: InterestProfile) -> float:
+    """Events from the change to the first mark, at most AFTER; NaN without one."""
+    delays = [drift.event - CHANGE + 1 for drift in profile.drifts]
+    return next((float(delay) for delay in delays if 0 < delay <= AFTER), np.nan)
 
 
 def context_table(*, people: int = 200, seed: int = 0, config: InterestConfig | None = None) -> Table:

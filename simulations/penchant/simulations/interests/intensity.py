@@ -42,6 +42,8 @@ from penchant.common.interests.intensity import (
     probability,
 )
 from penchant.common.learners import strengths
+from penchant.common.learners.neural import strengths as neural
+from penchant.common.learners.neural.strengths import NeuralStrengths
 from penchant.common.learners.strengths import Strengths
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan
@@ -65,6 +67,8 @@ SHARE = 0.1
 N_BOOT, BINS = 1000, 10
 SPANS = {"ml-100k": 4.0, "ml-1m": 4.0, "ml-latest-small": 4.5}
 """Stars between the lowest and the highest rating; other data are in units of strength."""
+NEURAL = {"linear model": "neural model", "calibrated, private sum": "neural model, calibrated"}
+"""What a model is called where the release has a network to correct it."""
 PSEUDO = 4.0
 """Released share of what is liked counts as so many of a person's own events, in the floor of the person's mean."""
 
@@ -92,6 +96,7 @@ class Trial:
         rows: int[m], whose each held-out interaction is.
         came: float64[m], its strength.
         guarantee: of the whole release, None for exact sums.
+        neural: of the release that the neural rows are from, which is another at the same ε.
         said: by model.
     """
 
@@ -101,6 +106,7 @@ class Trial:
     rows: np.ndarray
     came: Float64
     guarantee: Guarantee | None
+    neural: Guarantee | None
     said: Mapping[str, Predicted]
 
 
@@ -125,6 +131,9 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0)
         ("linear model", "person's mean"),
         ("calibrated, private sum", "linear model"),
         ("calibrated, own too", "calibrated, private sum"),
+        ("neural model", "linear model"),
+        ("neural model", "person's mean"),
+        ("neural model, calibrated", "calibrated, private sum"),
     )
     rows += [
         [f"{a} less {b}", *(_cell(whole[a][c][0] - whole[b][c][0], drawn[a][c] - drawn[b][c]) for c in columns)]
@@ -138,7 +147,7 @@ def table(*, data: str = "ml-100k", epsilon: float | None = None, seed: int = 0)
         notes=[
             f"{len(made.came):,} interactions of {n:,} people held out, a random tenth (seed {seed}); NDCG over"
             f" {ranked['ndcg']:,} people, AUC over {ranked['auc']:,}.",
-            _charged(made.guarantee),
+            *_conditions(made),
             "Settings were chosen on the validation tenth of ML-100K, those of models with exact sums and the shares "
             "of the budget at ε = 8; not charged.",
             *_floors(whole, drawn),
@@ -196,7 +205,7 @@ def truths(
         notes=[
             f"{len(truth):,} held-out interactions of {n:,} people, truth at the moment of each; strengths from 0.2 to "
             f"0.9, spread {truth.std():.3f}.",
-            _charged(made.guarantee),
+            *_conditions(made),
             f"Not better than the person's mean, by the paired interval: {', '.join(short) or 'none'}.",
             "The bands of a model that is right would hold the truth 95 % of the time.",
         ],
@@ -259,9 +268,13 @@ def trial(
     history = data.interactions.keep(~tested & ~chosen if validation else ~tested)
     held = chosen if validation else tested
     learner, state, guarantee = released(data, history, epsilon, seed)
-    said = _foretold(learner, state, history, data.interactions.keep(held), model or IntensityConfig())
+    asked = data.interactions.keep(held)
+    said = _foretold(learner, state, history, asked, model or IntensityConfig())
+    network, trained, also = released(data, history, epsilon, seed, NeuralStrengths)
+    found = _foretold(network, trained, history, asked, model or IntensityConfig())
+    said |= {new: found[name] for name, new in NEURAL.items()}
     rows, came = data.interactions.rows[held], data.interactions.strengths[held].astype(np.float64)
-    return Trial(data, history, held, rows, came, guarantee, said)
+    return Trial(data, history, held, rows, came, guarantee, also, said)
 
 
 def held_out(data: Interactions, seed: int) -> tuple[Bool, Bool]:
@@ -272,12 +285,13 @@ def held_out(data: Interactions, seed: int) -> tuple[Bool, Bool]:
 
 
 def released(
-    data: Dataset, history: Interactions, epsilon: float | None, seed: int
+    data: Dataset, history: Interactions, epsilon: float | None, seed: int, learner: type[Strengths] = Strengths
 ) -> tuple[Strengths, Mapping[str, np.ndarray], Guarantee | None]:
-    """What the rounds of `strengths` give."""
+    """What the rounds of `Strengths` give, or of `NeuralStrengths`."""
     n, delta = history.n_users, 1e-5
     mu = math.inf if epsilon is None else gaussian.mu_of(epsilon, delta) * (1 - 1e-9)  # dividing it must not round ε up
-    made, sums = strengths.automatic(n, mu)
+    made, sums = (neural if learner.name == NeuralStrengths.name else strengths).automatic(n, mu)
+    settings = config.encode(made)
     plan = PrivacyPlan(
         unit="none" if epsilon is None else "user",
         n_users=n,
@@ -285,21 +299,21 @@ def released(
         sampling="none",
         cohort=n,
         sums=sums,
-        max_participations=len(sums),
+        max_participations=sum(spec.rounds for spec in sums),
         uncharged=UNCHARGED,
     )
     rounds = engine.run(
-        Federated(learner="strengths", settings=config.encode(made), plan=plan),
+        Federated(learner=learner.name, settings=settings, plan=plan),
         Population(histories=history, catalogue=data.catalogue),
-        name="strengths",
+        name=learner.name,
         seed=seed,
         nodes=engine.cores(),
         engine="local",
         where="cpu",
         after_round=lambda *_: None,
     )
-    learner = Strengths(data.catalogue, made)
-    return learner, learner.released(rounds.progress.state), plan.guarantee()
+    built = learner(data.catalogue, made)
+    return built, built.released(rounds.progress.state), plan.guarantee()
 
 
 def _foretold(
@@ -311,6 +325,7 @@ def _foretold(
 ) -> dict[str, Predicted]:
     """What each model says of the held-out interactions, one person after another; none reads their strengths."""
     side, terms, curve = learner.item_side(state), learner.item_terms(state), learner.calibration(state)
+    correction = learner.correction(state)
     flat = ItemTerms.flat(terms.mean, history.n_items)
     outcomes = curve.table.sum(axis=0)
     often = float(np.clip(outcomes[curve.levels >= LIKED].sum() / max(outcomes.sum(), 1e-9), 0, 1))
@@ -332,7 +347,7 @@ def _foretold(
         add("rating model", rating.mean, rating.at_least(BOUNDARY), rating.stddev)
         interest = probability(rating.mean, boundary=BOUNDARY)
         add("probability model", interest, interest)
-        person_model = Intensities(side, terms, own.items, own.strengths, model)
+        person_model = Intensities(side, terms, own.items, own.strengths, model, correction)
         linear = person_model.at(asked)
         add("linear model", linear.mean, linear.at_least(BOUNDARY), linear.stddev)
         add("calibrated, private sum", curve.strength(linear.mean), curve.at_least(LIKED, linear.mean), linear.stddev)
@@ -442,6 +457,15 @@ def _charged(guarantee: Guarantee | None) -> str:
     if guarantee is None:
         return "Exact sums: nothing is promised, nothing is charged."
     return f"Charged, everything together (co-occurrence, strengths, outcomes): {guarantee}."
+
+
+def _conditions(made: Trial) -> list[str]:
+    if made.neural is None:
+        return [_charged(None)]
+    return [
+        _charged(made.guarantee),
+        f"The neural rows are from a release of their own, instead of the other: {made.neural}.",
+    ]
 
 
 def _floors(whole: Mapping[str, Mapping[str, Float64]], drawn: Mapping[str, Mapping[str, Float64]]) -> list[str]:

@@ -2,10 +2,13 @@
 
     share of topic t  ∝  (1 − w) Σⱼ long weight of event j · yⱼ · p(t | item j) + w · the same of the recent memory
 
-Each sum is taken to 1 first, and an item's topics share it equally. A band is the score's posterior mean ± 2 standard
-deviations: what the model does not know, not how wrong it may be.
+Each sum is taken to 1 first, and an item's topics share it equally. Beside each listed item stands its intensity, the
+expected strength in [0, 1] ± 1.96 stddev: what the model does not know, not how wrong it may be. With a release of
+`strengths` it is that of the released item terms, calibrated; with any other nothing is known of an item's own strength
+but its stddev over items, and the expectation is from the person's own history alone.
 
-Source: `common/interests/profile.py`, whose memories weigh the events; the figure's style is `frontier_page.py`'s.
+Source: `common/interests/profile.py`, whose memories weigh the events, and `intensity.py` there; the figure's style is
+`frontier_page.py`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interests import InterestProfile
-from penchant.common.taste import Attribution, ItemSide
+from penchant.common.interests.intensity import Intensities, ItemTerms
+from penchant.common.learners.contract import Learner, State
+from penchant.common.learners.strengths import Strengths, StrengthsConfig
+from penchant.common.taste import Attribution
 from penchant.simulations.frontier_page import PRINT, style
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.simulate import learner_of, load_data
@@ -49,14 +55,16 @@ class Listed:
     """One recommended item.
 
     Attributes:
-        score, deviation: posterior mean and standard deviation.
+        score: by which the list is ordered; in no unit.
+        intensity, stddev: expected strength in [0, 1], and of that expectation.
         reasons: what gave most of the score, each with its share of all that raised it.
     """
 
     title: str
     topics: Sequence[str]
     score: float
-    deviation: float
+    intensity: float
+    stddev: float
     reasons: Sequence[tuple[str, float]]
 
 
@@ -67,6 +75,8 @@ class Person:
     Attributes:
         shares: by topic, largest now first: float64[n_events], after each event; they sum to 1 over topics.
         drifts: after how many events the profile noticed a change; empty for one that looks for none.
+        mean: of the person's own strengths; None without an event.
+        caution: what limits the intensities, in plain words; "" for nothing.
     """
 
     user: str
@@ -76,6 +86,8 @@ class Person:
     n_events: int
     shares: Mapping[str, Float64]
     drifts: Sequence[int]
+    mean: float | None
+    caution: str
     items: Sequence[Listed]
 
 
@@ -92,15 +104,17 @@ def person(folder: RunFolder, user: str, *, row: str | None = None, n: int = 10)
     if row is None and not rows:
         raise InvalidConfig(f"{folder.path} holds no federated row, so no model was released")
     data = load_data(folder.read_config())
-    side, note, name = None, "", ""
+    made, name = None, ""
     for name in [row] if row is not None else reversed(rows):
         state, manifest = folder.read_model(name)
-        side, note = learner_of(manifest, data.catalogue).item_side(state), manifest["privacy_note"]
-        if side is not None:
+        learner = learner_of(manifest, data.catalogue)
+        if (side := learner.item_side(state)) is not None:
+            made = learner, state, side, manifest["privacy_note"]
             break
-    if side is None:
+    if made is None:
         hint = "take another --row" if row is not None and len(rows) > 1 else "simulate with --learner cooccurrence"
         raise InvalidConfig(f"{name} released no item vectors to make a profile of: {hint}")
+    learner, state, side, note = made
     people = {known: place for place, known in enumerate(data.interactions.users)}
     if user not in people:
         raise InvalidConfig(f"no user {user!r} in {data.name}{did_you_mean(user, people)}")
@@ -113,8 +127,12 @@ def person(folder: RunFolder, user: str, *, row: str | None = None, n: int = 10)
         profile.update(item, strength=strength, time=time)
         path.note()
     drifts = [drift.event + 1 for drift in profile.drifts]
-    items = list(_listed(profile, side, n))
-    return Person(user, data.name, name, note, len(history), path.shares(), drifts, items)
+    mean = float(np.mean(profile.strengths)) if len(history) else None
+    caution = "" if isinstance(learner, Strengths) else "nothing was released of items' strengths"
+    if len(history) and np.ptp(profile.strengths) == 0:
+        caution = "all own events are equally strong"
+    items = list(_listed(profile, learner, state, n))
+    return Person(user, data.name, name, note, len(history), path.shares(), drifts, mean, caution, items)
 
 
 class _Path:
@@ -151,17 +169,28 @@ class _Path:
         return {names[k]: table[:, k] for k in order}
 
 
-def _listed(profile: InterestProfile, side: ItemSide, n: int) -> Iterator[Listed]:
+def _listed(profile: InterestProfile, learner: Learner, state: State, n: int) -> Iterator[Listed]:
     chosen = profile.recommend(n)
-    if not chosen:
-        return
-    deviations = np.sqrt(profile.taste().variance(side.vectors[[one.position for one in chosen]]))
+    means, stddevs = _intensities(profile, learner, state, [one.position for one in chosen])
     catalogue = profile.catalogue
-    for one, deviation in zip(chosen, deviations.tolist(), strict=True):
+    for one, mean, stddev in zip(chosen, means.tolist(), stddevs.tolist(), strict=True):
         reasons = _reasons(profile.attribution(one.position), profile.items, catalogue)
         i = one.position
         topics = tuple(topic for topic in catalogue.topics[i] if topic not in catalogue.sensitive)
-        yield Listed(catalogue.titles[i], topics, one.score, deviation, reasons)
+        yield Listed(catalogue.titles[i], topics, one.score, mean, stddev, reasons)
+
+
+def _intensities(profile: InterestProfile, learner: Learner, state: State, items: list[int]) -> tuple[Float64, Float64]:
+    """Expected strengths and their stddevs, float64[n] each."""
+    if isinstance(learner, Strengths):
+        terms, model = learner.item_terms(state), learner.config.model
+        found = Intensities.of(profile, terms, model, learner.correction(state)).at(items)
+        return learner.calibration(state).strength(found.mean), found.stddev
+    n, config = len(profile.catalogue), StrengthsConfig()
+    mean = float(np.mean(profile.strengths)) if len(profile.strengths) else config.midpoint
+    unknown = np.full(n, config.spread**2, np.float32)
+    found = Intensities.of(profile, ItemTerms(mean, np.zeros(n, np.float32), unknown)).at(items)
+    return found.mean, found.stddev
 
 
 def _reasons(parts: Attribution, items: Sequence[int], catalogue: Catalogue) -> list[tuple[str, float]]:
@@ -203,11 +232,12 @@ def told(found: Person) -> Iterator[Any]:
 
 def _list(found: Person) -> Table:
     table = plain_table("Recommended")
-    for title in ("#", "title", "score ± 2 sd", "because of"):
-        table.add_column(title, justify="right" if title[0] in "#s" else "left")
+    for title in ("#", "title", "score", "intensity", "because of"):
+        table.add_column(title, justify="right" if title[0] in "#si" else "left")
     for place, one in enumerate(found.items, 1):
-        score = f"{one.score:.2f} ± {2 * one.deviation:.2f}"
-        table.add_row(str(place), Text(one.title), score, Text(_because(one)))
+        strength = f"{one.intensity:.2f} ± {1.96 * one.stddev:.2f}"
+        table.add_row(str(place), Text(one.title), f"{one.score:.2f}", strength, Text(_because(one)))
+    table.caption = Text("Intensity: expected strength, 0 to 1" + (f"; {found.caution}" if found.caution else ""))
     return table
 
 
@@ -260,7 +290,7 @@ def _draw(found: Person) -> Figure:
 def _over_time(axes: Axes, found: Person, colours: Mapping[str, str]) -> None:
     axes.set_title("Interests over time, share in %")
     axes.set_ylim(0, 100)
-    axes.set_xlabel("interactions")
+    axes.set_xlabel("interactions, oldest first")
     if not found.shares:
         axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", color=PRINT.muted)
         return
@@ -274,6 +304,9 @@ def _over_time(axes: Axes, found: Person, colours: Mapping[str, str]) -> None:
     )
     axes.set_xlim(0, found.n_events)
     axes.grid(False)
+    if len(found.shares) > len(colours):
+        look = {"facecolor": PRINT.grid, "edgecolor": "none", "pad": 1.5}  # over a line of a change
+        axes.text(0.99, 0.97, "all other topics", transform=axes.transAxes, ha="right", va="top", bbox=look)
     for drift in found.drifts:
         axes.axvline(drift, color=PRINT.ink, linewidth=1.2, linestyle=(0, (3, 2)))
     if found.drifts:
@@ -287,7 +320,8 @@ def _now(axes: Axes, found: Person, colours: Mapping[str, str]) -> None:
     other = 1.0 - sum(float(share[-1]) for _, share in top)
     bars = [(name, float(share[-1]), colours.get(name, PRINT.muted)) for name, share in top]
     if other > 0.005:
-        bars.append((f"{len(found.shares) - len(top)} others", other, PRINT.grid))
+        n = len(found.shares) - len(top)
+        bars.append((f"{n} other{'s' if n > 1 else ''}", other, PRINT.grid))
     for place, (name, share, colour) in enumerate(bars):
         axes.barh(place, 100 * share, color=colour, height=0.7, alpha=0.85)
         axes.text(100 * share, place, f" {100 * share:.0f}", va="center", fontsize=FONT - 1)
@@ -302,9 +336,14 @@ def _now(axes: Axes, found: Person, colours: Mapping[str, str]) -> None:
 
 
 def _list_axes(axes: Axes, found: Person) -> None:
-    axes.set_xlabel("score ± 2 standard deviations, of a model\nin which one event has a noise of 1")
+    axes.set_xlabel("intensity: expected strength, ± 1.96 stddev" + (f"\n({found.caution})" if found.caution else ""))
+    axes.set_xlim(0, 1)
     axes.grid(False)
     axes.grid(True, axis="x")
+    if found.mean is not None:
+        axes.axvline(found.mean, color=PRINT.ink, linewidth=0.8, linestyle=(0, (3, 2)))
+        axes.annotate("own mean", (found.mean, 1), (0, 3), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="center", fontsize=6.5)  # fmt: skip
 
     def beside(words: str, place: float, x: float, right: bool, **look: Any) -> None:
         axes.annotate(
@@ -319,11 +358,13 @@ def _list_axes(axes: Axes, found: Person) -> None:
             **look,
         )
 
-    beside("Recommended", -1, -200, False)
+    beside("Recommended, best score first", -1, -200, False)
     beside("because of", -1, 10, True)
     for place, one in enumerate(found.items):
         colour = PRINT.series[0]
-        axes.errorbar(one.score, place, xerr=2 * one.deviation, fmt="o", color=colour, elinewidth=3, alpha=0.85)
+        band = [max(0.0, one.intensity - 1.96 * one.stddev), min(1.0, one.intensity + 1.96 * one.stddev)]
+        axes.plot(band, [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt")
+        axes.plot(one.intensity, place, "o", color=colour, clip_on=False)
         beside(f"{place + 1}", place, -186, False, ha="right", color=PRINT.muted)
         beside(_short(one.title, 34), place, -180, False)
         beside(_because(one, 24), place, 10, True, fontsize=FONT - 1)

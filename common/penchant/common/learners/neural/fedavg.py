@@ -83,6 +83,30 @@ class ServerStep:
         if not 0 <= self.decay < math.inf:
             raise InvalidConfig(f"decay must be finite and ≥ 0, not {self.decay}")
 
+    def taken(self, state: State, noisy_sum: Arrays, divisor: float) -> dict[str, np.ndarray[Any, Any]]:
+        """The state with the weights that the sum names moved, and what the next step remembers."""
+        after = dict(state)
+        step = int(state.get("server/step", np.zeros((), np.int64))) + 1
+        lr = self.lr / (1 + self.decay * (step - 1))
+        for name, values in noisy_sum.items():
+            mean = values / np.float32(divisor)
+            if self.optimizer == "sgd":
+                after[name] = (state[name] + np.float32(lr) * mean).astype(np.float32)
+                continue
+            zero = np.zeros_like(mean)
+            kept = self.momentum * state.get(f"server/m/{name}", zero)
+            if self.optimizer == "momentum":
+                after[f"server/m/{name}"] = (kept + mean).astype(np.float32)
+                after[name] = (state[name] + np.float32(lr) * after[f"server/m/{name}"]).astype(np.float32)
+                continue
+            first = kept + (1 - self.momentum) * mean
+            second = self.second * state.get(f"server/v/{name}", zero) + (1 - self.second) * mean**2
+            move = (first / (1 - self.momentum**step)) / (np.sqrt(second / (1 - self.second**step)) + self.floor)
+            after[name] = (state[name] + np.float32(lr) * move).astype(np.float32)
+            after[f"server/m/{name}"], after[f"server/v/{name}"] = first.astype(np.float32), second.astype(np.float32)
+        after["server/step"] = np.array(step, np.int64)
+        return after
+
 
 @dataclass(frozen=True, kw_only=True)
 class FedAvgConfig:
@@ -213,27 +237,7 @@ class FedAvg(Learner):
         if self._starting(state):
             after = dict(self._cooccurrence.apply(self.released(state), noisy_sum, divisor))
             return self._started(int(state[_SEED]), after) if "vectors" in after else {**after, _SEED: state[_SEED]}
-        rule, after = self.config.server, dict(state)
-        step = int(state.get("server/step", np.zeros((), np.int64))) + 1
-        lr = rule.lr / (1 + rule.decay * (step - 1))
-        for name, values in noisy_sum.items():
-            mean = values / np.float32(divisor)
-            if rule.optimizer == "sgd":
-                after[name] = (state[name] + np.float32(lr) * mean).astype(np.float32)
-                continue
-            zero = np.zeros_like(mean)
-            kept = rule.momentum * state.get(f"server/m/{name}", zero)
-            if rule.optimizer == "momentum":
-                after[f"server/m/{name}"] = (kept + mean).astype(np.float32)
-                after[name] = (state[name] + np.float32(lr) * after[f"server/m/{name}"]).astype(np.float32)
-                continue
-            first = kept + (1 - rule.momentum) * mean
-            second = rule.second * state.get(f"server/v/{name}", zero) + (1 - rule.second) * mean**2
-            move = (first / (1 - rule.momentum**step)) / (np.sqrt(second / (1 - rule.second**step)) + rule.floor)
-            after[name] = (state[name] + np.float32(lr) * move).astype(np.float32)
-            after[f"server/m/{name}"], after[f"server/v/{name}"] = first.astype(np.float32), second.astype(np.float32)
-        after["server/step"] = np.array(step, np.int64)
-        return after
+        return self.config.server.taken(state, noisy_sum, divisor)
 
     def item_side(self, state: State) -> ItemSide | None:
         if self._starting(state):
