@@ -19,13 +19,16 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovide
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install install-dev test test-all mutants lint results constraints system-deps clean check-python
+.PHONY: help demo films install install-dev test test-all mutants lint results constraints system-deps clean check-python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## install what a simulation needs and run one on MovieLens
 	$(BIN)/penchant simulate
+
+films: install ## start the example app, a page on this machine; Ctrl-C stops it
+	@$(BIN)/python examples/films/app.py
 
 install: $(VENV)/.simulations ## make .venv with the simulations extra and MovieLens
 
