@@ -15,6 +15,8 @@ cannot see.
     │   ├── ExpiredArtifact    its time is over, or has not come
     │   └── StaleArtifact      older than one that was seen before
     ├── Unreachable            a server did not answer in time
+    ├── NotEnrolled            a server does not know this device's key
+    ├── RoundClosed            too late for this round
     └── PrivacyRefused         releasing would break the promise
         ├── BudgetExhausted    the ledger has no room for the event
         └── UnknownMechanism   an event or mechanism this version does not know
@@ -69,6 +71,14 @@ class StaleArtifact(UntrustedArtifact):
 
 class Unreachable(PenchantError):
     """A server did not answer in time. What is here stays in use; try again later."""
+
+
+class NotEnrolled(PenchantError):
+    """The server does not take this device's key, or its clock is far off. Enrol the device again."""
+
+
+class RoundClosed(PenchantError):
+    """Too late for this round. Nothing is owed; take part when the next one opens."""
 
 
 class PrivacyRefused(PenchantError):

@@ -32,6 +32,8 @@ class Order:
         plan: the whole plan, so that a device can check it.
         learner, settings: name and settings of the learner.
         users: which of the node's own users were drawn, ascending.
+        round_key, certificate: the round's key and its release key's certificate, each a signed envelope as text, to
+            which a device seals its answer (`sealing.py`); "" where nothing is sealed.
     """
 
     round: int
@@ -40,6 +42,8 @@ class Order:
     learner: str
     settings: Mapping[str, Any]
     users: tuple[int, ...]
+    round_key: str = ""
+    certificate: str = ""
 
     def to_flat(self) -> Flat:
         return {
@@ -50,6 +54,7 @@ class Order:
             "learner": self.learner,
             "settings": json.dumps(self.settings, sort_keys=True),
             "users": json.dumps(self.users),
+            **{name: text for name in _SEALING if (text := getattr(self, name))},  # an order without stays as it was
         }
 
     @classmethod
@@ -69,13 +74,17 @@ class Order:
             if not (isinstance(fields["users"], list) and isinstance(fields["settings"], dict)):
                 raise TypeError
             order = cls(**{**fields, "plan": PrivacyPlan.from_json(fields["plan"]), "users": tuple(fields["users"])})
-            if not isinstance(order.learner, str) or not all(
+            words = (order.learner, order.round_key, order.certificate)
+            if not all(isinstance(word, str) for word in words) or not all(
                 type(n) is int and 0 <= n < 2**32 for n in (order.round, order.attempt, *order.users)
             ):
                 raise TypeError
         except (KeyError, ValueError, TypeError):
             raise UnknownMechanism("order has missing, unknown or malformed fields; update penchant") from None
         return order
+
+
+_SEALING = ("round_key", "certificate")
 
 
 @dataclass(frozen=True, kw_only=True)
