@@ -528,6 +528,46 @@ def test_an_answer_is_delivered_once_the_server_is_back() -> None:
     assert len(journal) == 1
 
 
+def test_an_answer_that_cannot_be_delivered_is_given_up_and_stays_in_the_journal() -> None:
+    def fails(call: str) -> None:
+        if call == "reply":
+            raise Unreachable("no answer")
+
+    server, journal = Server([order(to=opener())], before=fails), list[Report]()
+    outcome = device(server, journal, pace=replace(PACE, reply_s=0.1)).once(5.0)
+    assert outcome.refusal is Refusal.UNREACHABLE
+    assert len(journal) == 1  # the server may have it all the same
+
+
+def test_a_device_that_waits_for_a_server_in_vain_stops_asking_once_it_may_not() -> None:
+    charging = [True]
+
+    def fails(call: str) -> None:
+        if call == "join":
+            charging[0] = len(server.calls) < 3
+            raise Unreachable("no answer")
+
+    server = Server(before=fails)
+    part = device(server, conditions=replace(ALL, charging=lambda: charging[0]))
+    assert part.once(5.0).refusal is Refusal.NOT_CHARGING
+    assert server.calls.count("join") == 3
+
+
+def test_the_background_tells_why_it_reaches_no_server() -> None:
+    away = [True]
+
+    def fails(call: str) -> None:
+        if call == "join" and away[0]:
+            raise Unreachable("the server answered 500")
+
+    part = device(Server(before=fails))
+    assert part.start()
+    until(lambda: part.trouble == "the server answered 500")
+    away[0] = False
+    until(lambda: part.trouble == "")
+    assert part.stop()
+
+
 def test_a_server_that_does_not_know_the_device_is_told_apart() -> None:
     def unknown(call: str) -> None:
         if call == "join":

@@ -23,7 +23,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +242,8 @@ class Device:
     outcomes: list[Outcome]
 
 
-def device(server: Server, app: App, place: int) -> Device:
-    key, journal, outcomes = new_node_key(), list[Report](), list[Outcome]()
+def device(server: Server, app: App, place: int, *, key: bytes = b"", node_id: int | None = None) -> Device:
+    key, journal, outcomes = key or new_node_key(), list[Report](), list[Outcome]()
     part = Participation(
         app=app,
         place=place,
@@ -256,6 +256,7 @@ def device(server: Server, app: App, place: int) -> Device:
         conditions=HERE,
         journal=journal,
         pace=PACE,
+        node_id=node_id,
         on_outcome=outcomes.append,
     )
     return Device(place, key, part, journal, outcomes)
@@ -298,6 +299,10 @@ def test_devices_take_part_sealed_and_come_back_after_the_server_is_killed(serve
             control.RegisterNode(RegisterNodeRequest(public_key=public))
     stranger = device(server, app, 0)
     assert stranger.part.once(5).refusal is Refusal.NOT_ENROLLED
+    (server.folder / "other").mkdir()
+    certificates(server.folder / "other")
+    elsewhere = replace(app, ca=(server.folder / "other" / "ca.crt").read_text())
+    assert device(server, elsewhere, 1, key=devices[1].key).part.once(1).refusal is Refusal.UNREACHABLE
 
     began = time.monotonic()
     try:
@@ -347,6 +352,10 @@ def test_devices_take_part_sealed_and_come_back_after_the_server_is_killed(serve
     finally:
         for one in devices:
             assert one.part.stop()
+    # an app that was killed: the server takes its node for one that is there, and its number brings it back at once
+    known = devices[0]
+    assert device(server, app, 0, key=known.key).part.once(1).refusal is Refusal.NOT_ENROLLED
+    assert device(server, app, 0, key=known.key, node_id=known.part.node_id).part.once(1) == Outcome()
     print(f"all after {time.monotonic() - began:.1f} s")
     assert [[str(o) for o in one.outcomes if o.took_part] for one in devices] == [
         ["took part in round 1", "took part in round 2"]

@@ -308,6 +308,7 @@ class _Turn:
         self._cancelled = threading.Event()
         self.at_work = False  # a task is at hand
         self.trouble = ""  # why the last call failed, if it did
+        self.over = False
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -422,6 +423,12 @@ class Participation:
         """Why this device would take no part now; None where it would. It asks the conditions, and no server."""
         return self._no_moment() or self._no_room()
 
+    @property
+    def trouble(self) -> str:
+        """Why the server cannot be reached just now; "" where it can, or nobody tries."""
+        turn = self._turn
+        return "" if turn is None or not self._busy() else turn.trouble
+
     def once(self, deadline_s: float = 60.0) -> Outcome:
         """Takes part in the next round that asks within so many seconds, and says what happened.
 
@@ -431,8 +438,13 @@ class Participation:
 
         def work() -> None:
             with self._line() as line:
-                answer.put(self._try(line, turn))
+                outcome = self._try(line, turn)
+                turn.over = True
+                answer.put(outcome)
 
+        before, thread = self._turn, self._thread
+        if before is not None and before.over and thread is not None:
+            thread.join(1.0)  # the last try may still be saying goodbye
         with self._lock:
             if self._busy():
                 return Outcome(refusal=Refusal.BUSY)
@@ -534,6 +546,8 @@ class Participation:
             return _late(at_work=turn.at_work, trouble=turn.trouble)
         except _Refused as refused:
             return refused.outcome
+        except Unreachable as error:
+            return Outcome(refusal=Refusal.UNREACHABLE, detail=str(error))
         except NotEnrolled as error:
             return Outcome(refusal=Refusal.NOT_ENROLLED, detail=str(error))
         except PenchantError as error:  # the words of ours name no person and no item
@@ -543,20 +557,22 @@ class Participation:
 
     def _round(self, line: _Line, turn: _Turn) -> Report:
         self._ask(self.unwilling())
-        self.node_id = self._patiently(turn, lambda: line.there.join())
+        self.node_id = self._patiently(turn, lambda: line.there.join(), self._no_moment)
         heard = self._now()
         while True:
             turn.at_work = False
-            self._ask(self.unwilling())
-            task = self._patiently(turn, lambda: line.there.pull())
-            if task is not None:
-                turn.at_work = True
-                with suppress(RoundClosed):
+            self._ask(self._no_moment())
+            try:
+                task = self._patiently(turn, lambda: line.there.pull(), self._no_moment)
+                if task is not None:
+                    turn.at_work = True
                     if (report := self._serve(line.there, turn, task)) is not None:
                         return report
-                continue
+                    continue
+            except RoundClosed:
+                turn.at_work = False
             if self._now() - heard >= self._pace.heartbeat_s:
-                self._patiently(turn, lambda: line.there.heartbeat())
+                self._patiently(turn, lambda: line.there.heartbeat(), self._no_moment)
                 heard = self._now()
             turn.wait(self._pace.poll_s)
 
@@ -572,7 +588,7 @@ class Participation:
                 return self._take_part(line, turn, task, content)
             self._patiently(turn, lambda: line.reply(task, Place(self._place)))
             return None
-        except (_Stopped, RoundClosed):
+        except (_Stopped, RoundClosed, Unreachable, NotEnrolled):
             raise
         except Exception:
             with suppress(PenchantError):  # so that the round need not wait for us
@@ -582,6 +598,7 @@ class Participation:
     def _take_part(self, line: Transport, turn: _Turn, task: Task, content: Content) -> Report:
         order = self._order(content)
         to = self._round_key(order)
+        self._ask(self.unwilling())
         turn.check()
         try:
             with self._beating(line):
@@ -611,7 +628,7 @@ class Participation:
         with self._lock:
             turn.check()
             self._journal.append(report)
-        self._patiently(turn, lambda: line.reply(task, answer), self._pace.reply_s)
+        self._patiently(turn, lambda: line.reply(task, answer), at_most_s=self._pace.reply_s)
         return report
 
     @contextmanager
@@ -631,16 +648,25 @@ class Participation:
         finally:
             over.set()
 
-    def _patiently(self, turn: _Turn, call: Callable[[], _T], at_most_s: float = math.inf) -> _T:
-        """Calls until there is an answer, each time later, and no longer than the turn lasts.
+    def _patiently(
+        self,
+        turn: _Turn,
+        call: Callable[[], _T],
+        against: Callable[[], Refusal | None] = lambda: None,
+        *,
+        at_most_s: float = math.inf,
+    ) -> _T:
+        """Calls until there is an answer, each time later, no longer than the turn lasts or nothing is against it.
 
         Raises:
             _Stopped: the turn is over.
-            Unreachable: `at_most_s` is.
+            _Refused: something is against it.
+            Unreachable: `at_most_s` is over.
         """
         began, pause = self._now(), self._pace.retry_s
         while True:
             turn.check()
+            self._ask(against())
             try:
                 found = call()
                 turn.trouble = ""
