@@ -47,7 +47,7 @@ from penchant.common.errors import InvalidConfig, NotEnrolled, PenchantError, Ro
 KEY = new_node_key()
 NODE, RUN = 77, 5
 STATE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-ORDER = {"round": 1, "learner": "als"}
+ORDER: dict[str, Any] = {"round": 1, "learner": "als"}
 
 
 class Server:
@@ -61,7 +61,7 @@ class Server:
     def __init__(self, kind: str = MessageType.TRAIN, *, unready: int = 0, **status: int) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
         content = RecordDict(
-            {"state": ArrayRecord({k: Array(v) for k, v in STATE.items()}), "order": ConfigRecord(dict(ORDER))}
+            {"state": ArrayRecord({k: Array(v) for k, v in STATE.items()}), "order": ConfigRecord(ORDER)}
         )
         self.message = Message(content, dst_node_id=NODE, message_type=kind)
         self.message.metadata.__dict__["_message_id"] = self.message.object_id

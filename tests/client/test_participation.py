@@ -456,6 +456,20 @@ def test_whatever_it_waits_for_it_stops_within_a_second_and_nothing_leaves(where
     assert journal == []
 
 
+def test_an_answer_that_was_on_its_way_when_it_was_cancelled_is_told() -> None:
+    stuck, journal, outcomes = Stuck("reply"), list[Report](), list[Outcome]()
+    server = Server([order(to=opener())], before=stuck)
+    part = device(server, journal)
+    caller = threading.Thread(target=lambda: outcomes.append(part.once(30.0)))
+    caller.start()
+    assert stuck.reached.wait(5)
+    assert len(journal) == 1
+    part.cancel()
+    stuck.free.set()
+    caller.join(2)
+    assert [str(outcome) for outcome in outcomes] == ["took part in round 1"]
+
+
 def test_a_deadline_that_passes_at_work_is_told_apart_from_one_that_passes_idle() -> None:
     stuck = Stuck("fetch")
     part = device(Server([order(to=opener())], before=stuck))

@@ -432,7 +432,8 @@ class Participation:
     def once(self, deadline_s: float = 60.0) -> Outcome:
         """Takes part in the next round that asks within so many seconds, and says what happened.
 
-        It returns by the deadline, or within a second of `cancel` or `stop`.
+        It returns within half a second of the deadline, or of `cancel` or `stop`. Whatever it returns, the journal has
+        what left.
         """
         answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
@@ -454,11 +455,12 @@ class Participation:
         while time.monotonic() < until and not turn.cancelled:
             with suppress(queue.Empty):
                 return answer.get(timeout=0.05)
-        if turn.cancelled:
-            return Outcome(refusal=Refusal.CANCELLED)
+        given_up = Outcome(refusal=Refusal.CANCELLED) if turn.cancelled else _late(turn)
         turn.cancel()
-        at_work, trouble = turn.at_work, turn.trouble
-        return _late(at_work=at_work, trouble=trouble)
+        with suppress(queue.Empty):
+            if (outcome := answer.get(timeout=0.3)).took_part:  # it was on its way
+                return outcome
+        return given_up
 
     def start(self) -> bool:
         """Takes part in the background, in every round it may, until `stop`; whether it began (not where it is busy).
@@ -524,10 +526,9 @@ class Participation:
                     continue
                 if outcome.refusal not in _TASKS:
                     line.leave()  # nobody waits for a device that may not
+                pause = self._pace.poll_s if outcome.refusal in _TASKS else self._pace.refused_s
                 with suppress(_Stopped):
-                    turn.wait(
-                        (self._pace.poll_s if outcome.refusal in _TASKS else self._pace.refused_s) * self._stretch()
-                    )
+                    turn.wait(pause * self._stretch())
 
     @contextmanager
     def _line(self) -> Iterator[_Line]:
@@ -541,9 +542,7 @@ class Participation:
         try:
             return Outcome(report=self._round(line, turn))
         except _Stopped:
-            if turn.cancelled:
-                return Outcome(refusal=Refusal.CANCELLED)
-            return _late(at_work=turn.at_work, trouble=turn.trouble)
+            return Outcome(refusal=Refusal.CANCELLED) if turn.cancelled else _late(turn)
         except _Refused as refused:
             return refused.outcome
         except Unreachable as error:
@@ -816,10 +815,11 @@ _TASKS = frozenset(
 """Reasons that are of a task: the next one may be another."""
 
 
-def _late(*, at_work: bool, trouble: str) -> Outcome:
-    if at_work:
-        return Outcome(refusal=Refusal.OUT_OF_TIME, detail=trouble)
-    return Outcome(refusal=Refusal.UNREACHABLE, detail=trouble) if trouble else Outcome()
+def _late(turn: _Turn) -> Outcome:
+    """What it means that a turn's time is over."""
+    if turn.at_work:
+        return Outcome(refusal=Refusal.OUT_OF_TIME, detail=turn.trouble)
+    return Outcome(refusal=Refusal.UNREACHABLE, detail=turn.trouble) if turn.trouble else Outcome()
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
