@@ -55,10 +55,11 @@ class Server:
 
     Args:
         unready: how often the first object is asked for before it is there.
+        taken: whether it wants the reply.
         status: of every answer to these paths, in place of 200.
     """
 
-    def __init__(self, kind: str = MessageType.TRAIN, *, unready: int = 0, **status: int) -> None:
+    def __init__(self, kind: str = MessageType.TRAIN, *, unready: int = 0, taken: bool = True, **status: int) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 1, 1
         content = RecordDict(
             {"state": ArrayRecord({k: Array(v) for k, v in STATE.items()}), "order": ConfigRecord(ORDER)}
@@ -66,7 +67,7 @@ class Server:
         self.message = Message(content, dst_node_id=NODE, message_type=kind)
         self.message.metadata.__dict__["_message_id"] = self.message.object_id
         self.objects = {name: part.deflate() for name, part in get_all_nested_objects(self.message).items()}
-        self.unready, self.status = unready, status
+        self.unready, self.taken, self.status = unready, taken, status
         self.calls: list[str] = []
         self.headers: list[httpx.Headers] = []
         self.pushed: dict[str, bytes] = {}
@@ -103,9 +104,8 @@ class Server:
         if self.unready >= 0:
             return PullObjectResponse(object_found=True, object_available=False)
         name = PullObjectRequest.FromString(body).object_id
-        return PullObjectResponse(
-            object_found=name in self.objects, object_available=True, object_content=self.objects.get(name, b"")
-        )
+        here = name in self.objects
+        return PullObjectResponse(object_found=here, object_available=here, object_content=self.objects.get(name, b""))
 
     def confirm_message_received(self, body: bytes) -> ConfirmMessageReceivedResponse:
         return ConfirmMessageReceivedResponse()
@@ -118,7 +118,7 @@ class Server:
             one = left.pop()
             names.append(one.object_id)
             left += one.children
-        return PushMessagesResponse(objects_to_push=names, session_id="s")
+        return PushMessagesResponse(objects_to_push=names if self.taken else [], session_id="s")
 
     def push_object(self, body: bytes) -> PushObjectResponse:
         sent = PushObjectRequest.FromString(body)
@@ -186,6 +186,33 @@ def test_an_object_that_is_gone_closes_the_round_and_confirms_nothing() -> None:
     with pytest.raises(RoundClosed):
         fleet.fetch(task)
     assert "confirm-message-received" not in server.calls
+
+
+def test_an_answer_sent_again_is_the_same_message_with_what_was_missing() -> None:
+    server = Server()
+    fleet = line(server)
+    fleet.join()
+    task = fleet.pull()
+    assert task is not None
+    answer = Sum(round=1, attempt=0, content={"g": np.ones(3)})
+    server.status = {"push_object": 500}
+    with pytest.raises(Unreachable):
+        fleet.reply(task, answer)
+    first, server.status = server.reply, {}
+    fleet.reply(task, answer)
+    assert first is not None
+    assert server.reply == first
+    assert server.received().content.array_records["sum"].keys() == {"g"}
+
+
+def test_an_answer_that_the_server_does_not_take_is_too_late() -> None:
+    server = Server(taken=False)
+    fleet = line(server)
+    fleet.join()
+    task = fleet.pull()
+    assert task is not None
+    with pytest.raises(RoundClosed):
+        fleet.reply(task, Place(0))
 
 
 def test_a_sealed_sum_arrives_as_one_array_of_bytes() -> None:

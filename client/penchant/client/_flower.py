@@ -35,7 +35,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node as FlowerNode
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
@@ -44,8 +44,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -186,18 +185,13 @@ class Fleet:
         return Task(
             app=self._apps[run],
             kind="enrol" if kind == "query" else "train" if kind == "train" else "unknown",
-            handle=(message, found.message_object_trees[0]),
+            handle=_Asked(message, found.message_object_trees[0]),
         )
 
     def fetch(self, task: Task) -> Content:
-        node, (message, tree) = self._here(), task.handle
-        run = message.metadata.run_id
-        ids = list(dict.fromkeys(one.object_id for one in iterate_object_tree(tree)))
-        pull = make_pull_object_fn_protobuf(self._http.PullObject, node, run)
-        try:
-            raw = _asked(lambda ids: pull_objects(ids, pull, max_time=60.0, initial_backoff=0.2, backoff_cap=2.0), ids)
-        except ObjectPullError:
-            raise RoundClosed("the server no longer holds what it asked for") from None
+        node, tree, run = self._here(), task.handle.tree, task.handle.message.metadata.run_id
+        names = dict.fromkeys(part.object_id for part in iterate_object_tree(tree))
+        raw = {name: self._object(PullObjectRequest(node=node, run_id=run, object_id=name)) for name in names}
         received = ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
         _asked(self._http.ConfirmMessageReceived, received)
         try:
@@ -206,12 +200,20 @@ class Fleet:
         except Exception:  # whatever it is, it is no order of ours
             return Content(order={}, state={})
 
+    def _object(self, request: PullObjectRequest) -> bytes:
+        """One object, once it is there; on this thread alone, as Flower's own helper has others that outlive it."""
+        until, pause = time.monotonic() + 60.0, 0.1
+        while not (found := _asked(self._http.PullObject, request)).object_available:
+            if not found.object_found or time.monotonic() > until:
+                raise RoundClosed("the server does not have all that it asks for")
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+        return found.object_content
+
     def reply(self, task: Task, answer: Answer) -> None:
-        node, (message, tree) = self._here(), task.handle
-        message.metadata.__dict__["_message_id"] = tree.object_id
-        reply = _message(answer, message)
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        run = message.metadata.run_id
+        node, asked = self._here(), task.handle
+        reply, again = asked.reply(answer)  # the same message again when it is sent again, or the server refuses it
+        run = asked.message.metadata.run_id
         with no_object_id_recompute():
             pushed = PushMessagesRequest(
                 node=node,
@@ -221,6 +223,8 @@ class Fleet:
             )
             wanted = _asked(self._http.PushMessages, pushed)
             left = set(wanted.objects_to_push)
+            if not (left or again):
+                raise RoundClosed("the server takes no answer to this task any more")
             for name, part in get_all_nested_objects(reply).items():
                 if name in left:
                     push = PushObjectRequest(
@@ -256,6 +260,24 @@ class Fleet:
         if self._node is None:
             raise NotEnrolled("join first")
         return self._node
+
+
+class _Asked:
+    """A message of the server's without its content, the tree of its objects, and the reply once there is one."""
+
+    def __init__(self, message: Message, tree: ObjectTree) -> None:
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        self.message, self.tree = message, tree
+        self._sent: tuple[Answer, Message] | None = None
+
+    def reply(self, answer: Answer) -> tuple[Message, bool]:
+        """The reply, and whether it was made before."""
+        if self._sent is not None and self._sent[0] is answer:
+            return self._sent[1], True
+        made = _message(answer, self.message)
+        made.metadata.__dict__["_message_id"] = made.object_id
+        self._sent = answer, made
+        return made, False
 
 
 def _message(answer: Answer, to: Message) -> Message:

@@ -585,7 +585,8 @@ class Participation:
             content = self._patiently(turn, lambda: line.fetch(task))
             if task.kind == "train":
                 return self._take_part(line, turn, task, content)
-            self._patiently(turn, lambda: line.reply(task, Place(self._place)))
+            place = Place(self._place)
+            self._patiently(turn, lambda: line.reply(task, place))
             return None
         except (_Stopped, RoundClosed, Unreachable, NotEnrolled):
             raise

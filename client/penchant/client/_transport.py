@@ -105,7 +105,7 @@ class Transport(Protocol):
         ...
 
     def reply(self, task: Task, answer: Answer) -> None:
-        """Sends the answer, all of it, before it returns."""
+        """Sends the answer, all of it, before it returns; the same object again where it is sent again."""
         ...
 
     def heartbeat(self) -> None:
