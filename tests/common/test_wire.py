@@ -48,6 +48,14 @@ def test_an_order_comes_back_from_its_flat_form(
     assert all(isinstance(value, str | int) for value in flat.values())  # what any transport can carry
 
 
+def test_an_order_carries_what_to_seal_with_and_one_without_is_as_it_always_was() -> None:
+    sealed = replace(ORDER, round_key="{}", certificate='{"a":1}')
+    assert Order.from_flat(sealed.to_flat()) == sealed
+    assert ORDER.to_flat().keys() == {"schema_version", "round", "attempt", "plan", "learner", "settings", "users"}
+    with pytest.raises(UnknownMechanism, match="malformed"):
+        Order.from_flat({**sealed.to_flat(), "round_key": 7})
+
+
 def test_noise_on_the_device_travels_with_the_plan() -> None:
     device = DeviceNoise(clip_norm=0.5, noise_multiplier=2.0, rate=0.1, steps=8, divisor=16.0)
     plan = replace(PLAN, unit="interaction", sums=(SumSpec(name="update", rounds=10, clip_norm=1.0),), device=device)

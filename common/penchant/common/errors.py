@@ -16,6 +16,8 @@ cannot see.
     │   └── StaleArtifact      older than one that was seen before
     ├── Unreachable            a server did not answer in time
     ├── NotServed              a server answered that it has no such thing
+    ├── NotEnrolled            a server does not know this device's key
+    ├── RoundClosed            too late for this round
     ├── Busy                   another thread was at work for longer than a call waits
     ├── PrivacyRefused         releasing would break the promise
     │   ├── BudgetExhausted    the ledger has no room for the event
@@ -85,6 +87,14 @@ class NotServed(PenchantError):
 
 class Busy(PenchantError):
     """Another thread was at work for longer than this call waits. Nothing was done; call again."""
+
+
+class NotEnrolled(PenchantError):
+    """The server does not take this device's key, or its clock is far off. Enrol the device again."""
+
+
+class RoundClosed(PenchantError):
+    """Too late for this round. Nothing is owed; take part when the next one opens."""
 
 
 class PrivacyRefused(PenchantError):

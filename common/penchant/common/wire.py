@@ -33,6 +33,8 @@ class Order:
         plan: the whole plan, so that a device can check it.
         learner, settings: name and settings of the learner.
         users: which of the node's own users were drawn, ascending.
+        round_key, certificate: the round's key and its release key's certificate, each a signed envelope as text, to
+            which a device seals its answer (`sealing.py`); "" where nothing is sealed.
     """
 
     round: int
@@ -41,6 +43,8 @@ class Order:
     learner: str
     settings: Mapping[str, Any]
     users: tuple[int, ...]
+    round_key: str = ""
+    certificate: str = ""
 
     def to_flat(self) -> Flat:
         return {
@@ -51,6 +55,7 @@ class Order:
             "learner": self.learner,
             "settings": json.dumps(self.settings, sort_keys=True),
             "users": json.dumps(self.users),
+            **{name: text for name in _SEALING if (text := getattr(self, name))},  # an order without stays as it was
         }
 
     @classmethod
@@ -71,7 +76,8 @@ class Order:
                 raise TypeError
             order = cls(**{**fields, "plan": _plan(fields["plan"]), "users": tuple(fields["users"])})
             numbers = (order.round, order.attempt, *order.users)
-            if not isinstance(order.learner, str) or {*map(type, numbers)} != {int}:
+            words = (order.learner, order.round_key, order.certificate)
+            if not all(isinstance(word, str) for word in words) or {*map(type, numbers)} != {int}:
                 raise TypeError
             if not 0 <= min(numbers) <= max(numbers) < 2**32:
                 raise ValueError
@@ -81,6 +87,7 @@ class Order:
 
 
 _plan = lru_cache(maxsize=8)(PrivacyPlan.from_json)  # the same in every order of a run
+_SEALING = ("round_key", "certificate")
 
 
 @dataclass(frozen=True, kw_only=True)

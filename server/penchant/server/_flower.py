@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -17,14 +18,47 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from penchant.common.arrays import view_npy, write_npy
-from penchant.common.errors import PenchantError
+from penchant.common.artifacts.sealing import RoundOpener
+from penchant.common.artifacts.signing import Envelope, SigningKey
+from penchant.common.errors import MalformedContribution, PenchantError
 from penchant.common.learners.contract import State
 from penchant.common.privacy import noise
-from penchant.common.wire import Reply
+from penchant.common.wire import Order, Reply
 from penchant.server.rounds import RoundRecord, Rounds
 
 log = logging.getLogger("penchant.server")
 AfterRound = Callable[[RoundRecord, Rounds], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealing:
+    """What has every answer sealed to this process: a key for each round, in memory only, and dropped after the sum.
+
+    Attributes:
+        app_id: whose devices.
+        key: the release key, which signs the rounds' keys.
+        certificate: the root key's word for it.
+    """
+
+    app_id: str
+    key: SigningKey
+    certificate: Envelope
+
+    def opener(self, order: Order) -> RoundOpener:
+        plan = order.plan
+        return RoundOpener(
+            self.key,
+            app_id=self.app_id,
+            population=plan.population,
+            plan=plan.digest,
+            round=order.round,
+            attempt=order.attempt,
+        )
+
+    def ask(self, order: Order, opener: RoundOpener) -> Order:
+        """The order with all that a device seals its answer with."""
+        key, certificate = opener.statement.to_bytes().decode(), self.certificate.to_bytes().decode()
+        return replace(order, round_key=key, certificate=certificate)
 
 
 class PrivateSumStrategy(FedAvg):
@@ -34,31 +68,43 @@ class PrivateSumStrategy(FedAvg):
         rounds: decides and sums.
         shards: which part of the roster each Flower node is, from its enrolment.
         after_round: called once a round is released: the place to keep a checkpoint.
+        sealing: has answers sealed; one that is not counts as a failure then.
     """
 
-    def __init__(self, rounds: Rounds, shards: dict[int, int], after_round: AfterRound) -> None:
+    def __init__(
+        self, rounds: Rounds, shards: dict[int, int], after_round: AfterRound, sealing: Sealing | None = None
+    ) -> None:
         super().__init__(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=1)
         self._rounds, self._after_round = rounds, after_round
         self._nodes = {shard: node for node, shard in shards.items()}
         self._shards = shards
+        self._sealing = sealing
+        self._opener: RoundOpener | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        orders = self._rounds.open()
+        if self._sealing is not None and orders:
+            self._opener = opener = self._sealing.opener(next(iter(orders.values())))
+            orders = {shard: self._sealing.ask(order, opener) for shard, order in orders.items()}
         return [
             Message(
                 RecordDict({"state": arrays, "order": ConfigRecord(dict(order.to_flat()))}),
                 dst_node_id=self._nodes[shard],
                 message_type=MessageType.TRAIN,
             )
-            for shard, order in self._rounds.open().items()
+            for shard, order in orders.items()
             if shard in self._nodes  # one that never enrolled counts as absent
         ]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        record = self._rounds.close(self._read(message) for message in replies)
+        try:
+            record = self._rounds.close(self._read(message) for message in replies)
+        finally:
+            self._opener = None  # from here on nobody can open what was sealed
         if record.refused:
             log.warning("round %d: %s", record.round, dict(record.refused))
         self._after_round(record, self._rounds)
@@ -73,14 +119,27 @@ class PrivateSumStrategy(FedAvg):
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="error")
         try:
             told: Any = message.content.metric_records["diagnostics"]  # of another type: refused below
-            arrays = {name: view_npy(array.data) for name, array in message.content.array_records["sum"].items()}
+            found = message.content.array_records
+            if self._sealing is None:
+                arrays = {name: view_npy(array.data) for name, array in found["sum"].items()}
+            elif self._opener is None or "sealed" not in found:
+                return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unsealed")
+            else:
+                arrays = dict(self._opener.open(view_npy(found["sealed"]["sum"].data).tobytes()))
             return Reply(node=shard, round=int(told["round"]), attempt=int(told["attempt"]), arrays=arrays)
+        except MalformedContribution:
+            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="sealed for another round")
         except Exception:  # a hostile .npy raises nearly anything
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unreadable")
 
 
 def server_app(
-    rounds: Callable[[], Rounds], after_round: AfterRound, *, timeout_s: float = 3600.0, gather_s: float = 60.0
+    rounds: Callable[[], Rounds],
+    after_round: AfterRound,
+    *,
+    timeout_s: float = 3600.0,
+    gather_s: float = 60.0,
+    sealing: Sealing | None = None,
 ) -> ServerApp:
     """A ServerApp that runs all rounds that are left.
 
@@ -88,6 +147,7 @@ def server_app(
         rounds: called once the app runs.
         timeout_s: how long a round waits for its nodes.
         gather_s: how long the start waits for all nodes of the roster, before it goes on with those that came.
+        sealing: has answers sealed; in a simulation nothing leaves the machine, and None does without.
     """
     app = ServerApp()
 
@@ -97,7 +157,7 @@ def server_app(
         run = rounds()
         if run.n_left:
             gather(grid, run.n_nodes, gather_s)
-            strategy = PrivateSumStrategy(run, enrol(grid, timeout_s), after_round)
+            strategy = PrivateSumStrategy(run, enrol(grid, timeout_s), after_round, sealing)
             first = to_record(run.learner.released(run.state))
             strategy.start(grid=grid, initial_arrays=first, num_rounds=run.n_left, timeout=timeout_s)
 
