@@ -387,18 +387,28 @@ def test_the_cap_holds_over_restarts_whatever_rounds_are_asked_for(tmp_path: Pat
 
 
 def test_the_budget_counts_rounds_of_every_plan_and_refuses_what_it_cannot_know() -> None:
-    # once at σ = 2 and once at σ = 1, which the next may be: μ² = 1/4 + 1; twice at σ = 2 before that is too much
-    room = gaussian.epsilon_of(math.sqrt(1.25), 1e-5)
-    spent, journal = ledger(budget=room), list[Report]()
-    earlier = replace(PLAN, schedule=9)
-    first = device(Server([order(plan=earlier, to=opener(plan=earlier))]), journal, plan=earlier, ledger=spent)
-    assert first.once(5.0).took_part
-    second = device(Server([order(to=opener())]), journal, ledger=spent)
-    assert second.once(5.0).took_part
-    assert second.unwilling() is Refusal.BUDGET_EXHAUSTED
+    # one round at σ = 2, and the next may be at σ = 1: μ² = 1/4 + 1. A second at σ = 2 leaves no room for it.
+    spent = ledger(budget=gaussian.epsilon_of(math.sqrt(1.25), 1e-5))
+    before = replace(PLAN, schedule=9)
+    assert device(Server([order(plan=before, to=opener(plan=before))]), plan=before, ledger=spent).once(5.0).took_part
+    after = device(Server([order(to=opener())]), ledger=spent, earlier=[before])
+    assert after.once(5.0).took_part
+    assert after.unwilling() is Refusal.BUDGET_EXHAUSTED
 
-    lost = device(Server([order(to=opener())]), ledger=spent)  # a journal that is gone
-    assert lost.once(5.0).refusal is Refusal.BUDGET_EXHAUSTED
+    roomy = ledger(budget=100.0)
+    assert device(Server([order(plan=before, to=opener(plan=before))]), plan=before, ledger=roomy).once(5.0).took_part
+    assert device(Server(), ledger=roomy, earlier=[before]).unwilling() is None
+    assert device(Server(), ledger=roomy).unwilling() is Refusal.BUDGET_EXHAUSTED  # what did that one cost?
+
+
+def test_nothing_leaves_that_the_journal_cannot_keep() -> None:
+    class Full(list[Report]):
+        def append(self, report: Report, /) -> None:
+            raise OSError("disk full")
+
+    server = Server([order(to=opener())])
+    assert device(server, Full()).once(5.0).refusal is Refusal.FAILED
+    assert server.answers == [Refused()]
 
 
 def test_rounds_are_sat_out_between_two() -> None:

@@ -26,7 +26,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -52,7 +52,7 @@ from penchant.common.errors import (
 )
 from penchant.common.interactions import Interactions
 from penchant.common.privacy import accounting
-from penchant.common.privacy.events import Event, Gaussian, decode, encode
+from penchant.common.privacy.events import Gaussian
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan
 from penchant.common.streams import Streams
@@ -153,7 +153,6 @@ class Report:
         sealed: whether only the process that sums could open them.
         guarantee: ε of the plan with all that gives it a meaning, as computed here; "" where nothing is promised.
         verified, trusted: what of it this device enforces, and what it has to believe.
-        event: what this round cost as an event, where the server adds the noise; the device's own is in its ledger.
         at_ms: UTC milliseconds, for the person; nothing is counted by it.
     """
 
@@ -166,33 +165,30 @@ class Report:
     guarantee: str
     verified: tuple[str, ...]
     trusted: tuple[str, ...]
-    event: Event | None
     at_ms: int
 
     def to_record(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {**asdict(self), "event": self.event and encode(self.event)}
+        return {**asdict(self), "verified": list(self.verified), "trusted": list(self.trusted)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Report:
         """
         Raises:
-            UnknownMechanism: an event or field that is not known here.
+            UnknownMechanism: a field that is not known here, or one missing.
         """
         try:
-            event = None if record["event"] is None else decode(record["event"])
-            lists = {name: tuple(record[name]) for name in ("verified", "trusted")}
-            return cls(**{**record, **lists, "event": event})
+            return cls(**{**record, "verified": tuple(record["verified"]), "trusted": tuple(record["trusted"])})
         except (KeyError, TypeError):
             raise UnknownMechanism("a report has missing or unknown fields; update penchant") from None
 
 
 class Journal(Protocol):
-    """Where reports are kept, for good; a list will do where nothing is to last. An append is durable once it ends."""
+    """Where reports are kept, for good; a list will do where nothing is to last."""
 
-    def append(self, report: Report, /) -> None: ...
-
-    def __iter__(self) -> Iterator[Report]: ...
+    def append(self, report: Report, /) -> None:
+        """Keeps it; it is durable once this returns, and nothing leaves where this raises."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +348,7 @@ class Participation:
         place: this device's in the roster, as enrolment gave it.
         plan: the one enrolled under, from a signed manifest. Another plan is another `Participation`, with the same
             ledger and journal.
+        earlier: plans that this device was enrolled under before. With unit "user", a budget needs them all.
         history: this person's interactions, as a population of one; asked for when a round is at hand.
         learners: builds the learner that an order names, over the catalogue at hand (`registry.build`).
         ledger: of this device, in a file, made with the person's budget; it counts how often they took part.
@@ -379,6 +376,7 @@ class Participation:
         policy: Policy,
         conditions: Conditions,
         journal: Journal,
+        earlier: Sequence[PrivacyPlan] = (),
         serial: int = 0,
         node_id: int | None = None,
         pace: Pace | None = None,
@@ -394,6 +392,7 @@ class Participation:
         if place < 0:
             raise InvalidConfig(f"a place in the roster is a number ≥ 0, not {place}")
         self._app, self._place, self._plan, self._ledger = app, place, plan, ledger
+        self._plans = {one.digest: one for one in (plan, *earlier)}
         self._history, self._learners, self._make = history, learners, transport
         self._policy, self._conditions, self._journal = policy, conditions, journal
         self._pace, self._streams = pace or Pace(), streams or Streams.from_os()
@@ -622,7 +621,6 @@ class Participation:
             guarantee="" if self.promise.guarantee is None else str(self.promise.guarantee),
             verified=self.promise.verified,
             trusted=self.promise.trusted,
-            event=self._plan.event(order.round),
             at_ms=self._now_ms(),
         )
         with self._lock:
@@ -711,29 +709,24 @@ class Participation:
             return Refusal.BUDGET_EXHAUSTED if self._ledger.spent(_ME).epsilon >= self._ledger.budget else None
         if (spent := self._spent()) is None:
             return Refusal.BUDGET_EXHAUSTED
-        after = [*spent, _unsampled(min(s.charged_multiplier for s in plan.sums))]
+        after = [*spent, Gaussian(noise_multiplier=min(s.charged_multiplier for s in plan.sums))]
         over = accounting.GDP.epsilon(after, self._ledger.delta, self._ledger.neighbours) > self._ledger.budget
         return Refusal.BUDGET_EXHAUSTED if over else None
 
-    def _spent(self) -> list[Event] | None:
+    def _spent(self) -> list[Gaussian] | None:
         """What this device's participations cost with unit user, if the server adds the noise that it promised.
 
-        The coins of a sampled plan are left out: this device knows when it was drawn. None where a participation is of
-        a plan that neither this one nor the journal tells of: what is not known is not within a budget.
+        One that was charged and then cancelled counts. The coins of a sampled plan are left out: this device knows when
+        it was drawn. None where one is of a plan that is not at hand, or promised nothing: no budget covers that.
         """
-        told = {(r.plan, r.round): r.event for r in self._journal}
-        spent: list[Event] = []
+        spent = []
         for entry in self._ledger.entries:
             if entry.kind != "participation" or entry.event is not None:
                 continue
-            event = (
-                self._plan.event(entry.round)
-                if entry.plan == self._plan.digest
-                else told.get((entry.plan, entry.round))
-            )
-            if event is None:
+            plan = self._plans.get(entry.plan)
+            if plan is None or (event := plan.event(entry.round)) is None:
                 return None
-            spent.append(_unsampled(event.noise_multiplier))
+            spent.append(Gaussian(noise_multiplier=event.noise_multiplier))
         return spent
 
     def _order(self, content: Content) -> Order:
@@ -829,7 +822,3 @@ def _holds(condition: Callable[[], bool]) -> bool:
     except Exception as error:
         log.warning("a condition of the app failed: %s", type(error).__name__)
         return False
-
-
-def _unsampled(noise_multiplier: float) -> Gaussian:
-    return Gaussian(noise_multiplier=noise_multiplier)
