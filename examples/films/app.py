@@ -30,7 +30,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from penchant.client import Client
-from penchant.common.artifacts.bundle import Bundle
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, PenchantError
 
@@ -61,7 +60,9 @@ def view(me: Client, catalogue: Catalogue, language: str) -> dict[str, Any]:
     for one in me.recommend(10):
         why = me.explain(one.item)
         films.append(film(catalogue, one.item) | {"why": why.sentence(language), "topic": why.topic})
-    return {"films": films, "interests": asdict(me.interests(8)), "privacy": asdict(me.privacy())}
+    privacy = me.privacy()
+    said = asdict(privacy) | {"release": str(privacy.release or "")}
+    return {"films": films, "interests": asdict(me.interests(8)), "privacy": said}
 
 
 class Films:
@@ -73,12 +74,11 @@ class Films:
 
     def __init__(self, folder: Path, bundle: Path) -> None:
         self._folder, self._bundle = folder, bundle
-        self.catalogue = Bundle.read(bundle).catalogue
-        self._topics = sorted({topic for own in self.catalogue.topics for topic in own})
         self._begin()
 
     def _begin(self) -> None:
         self.me, self.receipt = Client.open(self._folder, bundle=self._bundle), None
+        self.catalogue = self.me.catalogue
 
     def close(self) -> None:
         self.me.close()
@@ -90,7 +90,8 @@ class Films:
             PenchantError: as the SDK's calls.
         """
         if name == "catalogue":
-            return {"name": self.catalogue.name, "topics": self._topics}
+            topics = {topic for own in self.catalogue.topics for topic in own}
+            return {"name": self.catalogue.name, "topics": sorted(topics)}
         if name == "films":
             return self._found(said["words"].casefold().split(), said["topic"], int(said["after"]))
         if name == "kept":
@@ -110,6 +111,8 @@ class Films:
             result = ACTIONS[name](self.me, said)
         if name == "forget":
             self.receipt = result
+        else:
+            self.catalogue = self.me.catalogue  # a sync may have brought another one
         return {"result": result} | self.get("me", said)
 
     def _found(self, words: Sequence[str], topic: str, after: int) -> dict[str, Any]:

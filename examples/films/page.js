@@ -10,6 +10,12 @@ const percent = (share) => `${Math.round(100 * share)}%`;
 const when = (ms) => new Date(ms).toLocaleString();
 const sentence = (words) => `${words[0].toUpperCase()}${words.slice(1)}${/[.!?]$/.test(words) ? "" : "."}`;
 const WHY_NO_ROUND = { no_fleet: "this app has no server to take part with" };
+const RELEASE = {
+  updated: "a newer one was taken in",
+  up_to_date: "there is no newer one",
+  no_server: "this app has no server to ask for a newer one",
+  failed: "no newer one was taken in",
+};
 const AGREED = {
   nobody: "That nothing leaves this device.",
   server: "That the operator’s server may see contributions of this device.",
@@ -135,16 +141,16 @@ function drawInterests({ topics, n_events: n, refused }) {
 const allowed = (refused, title) =>
   make("div", { className: "row" }, `Not wanted: ${title}`, button("Allow again", title, () => act("allow", { refused }, () => `${title} may be listed again.`)));
 
-function drawPrivacy({ trust, consented_ms: since, left, seen_by: seen, release, trusted, cap }) {
+function drawPrivacy({ trust, consented_ms: since, left, seen_by: seen, release, trusted, can_leave: canLeave }) {
   at("left").textContent = left.length ? `${left.length} contributions` : "Nothing, so far.";
   at("left-each").replaceChildren(
-    ...left.map((one) => make("li", {}, `${when(one.at_ms)}: round ${one.round}, ${one.learner}, ${one.n_bytes} bytes`)),
+    ...left.map((one) => make("li", {}, `${when(one.at_ms)}: round ${one.round}, ${one.n_bytes} bytes, ${one.sealed ? "sealed" : "not sealed"}`)),
   );
   at("seen-by").textContent = sentence(seen);
   at("agreed").textContent = AGREED[trust] + (since ? ` Said ${when(since)}.` : "");
   at("promise").textContent = release ? `${release}.` : "Nothing: it was made of exact sums, and is not private.";
   at("trusted").textContent = trusted.length ? sentence(trusted.join("; ")) : "Nothing: it checks all of the promise.";
-  at("no-plan").hidden = cap > 0;
+  at("no-plan").hidden = canLeave;
   at("consent").setAttribute("aria-checked", String(trust !== "nobody"));
 }
 
@@ -211,7 +217,7 @@ at("sync").onclick = async () => {
   const { result } = (await act("sync", {})) ?? {};
   if (!result) return (at("synced").textContent = "");
   const round = result.reason ? `took part in no round: ${WHY_NO_ROUND[result.reason] ?? result.reason}` : `took part in round ${result.round}`;
-  at("synced").textContent = `Model: ${result.release}; version ${result.version} is in use. This device ${round}.`;
+  at("synced").textContent = `Model: ${RELEASE[result.release]}${result.why && `, because ${result.why}`}; version ${result.version} is in use. This device ${round}.`;
 };
 at("kept").ontoggle = () => at("kept").open && drawKept();
 at("copy").onclick = async () => {

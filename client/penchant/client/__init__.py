@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from penchant.client._aio import AsyncClient
     from penchant.client._client import Client
     from penchant.client._keys import KeyFile, KeyringKey, PassphraseKey
+    from penchant.client._participation import Conditions
+    from penchant.client._participation import Policy as RoundPolicy
     from penchant.client._store import Retention
     from penchant.client._types import (
         Feedback,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "AsyncClient": "_aio",
     "Client": "_client",
+    "Conditions": "_participation",
     "Feedback": "_types",
     "Forgotten": "_types",
     "Interests": "_types",
@@ -46,6 +49,7 @@ _WHERE = {
     "Privacy": "_types",
     "Recommendation": "_types",
     "Retention": "_store",
+    "RoundPolicy": "_participation",
     "Strengths": "_types",
     "SyncResult": "_types",
     "TopicShare": "_types",
@@ -54,6 +58,7 @@ _WHERE = {
 __all__ = [  # names of what `__getattr__` loads
     "AsyncClient",
     "Client",
+    "Conditions",
     "Feedback",
     "Forgotten",
     "Interests",
@@ -64,6 +69,7 @@ __all__ = [  # names of what `__getattr__` loads
     "Privacy",
     "Recommendation",
     "Retention",
+    "RoundPolicy",
     "Strengths",
     "SyncResult",
     "TopicShare",
@@ -74,7 +80,8 @@ __all__ = [  # names of what `__getattr__` loads
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_WHERE[name]}")
+    return getattr(module, "Policy" if name == "RoundPolicy" else name)
 
 
 def __dir__() -> list[str]:

@@ -71,6 +71,15 @@ class AsyncClient:
     async def agree(self, trust: Trust, *, consent: str = "") -> None:
         await self._run(self._client.agree, trust, consent=consent)
 
+    async def enrol(self, token: str, deadline_s: float = 30.0) -> None:
+        await self._run(self._client.enrol, token, deadline_s)
+
+    async def start(self) -> bool:
+        return await self._run(self._client.start)
+
+    async def stop(self) -> None:
+        await self._run(self._client.stop)
+
     async def sync(self, deadline_s: float = 30.0) -> SyncResult:
         return await self._run(self._client.sync, deadline_s)
 

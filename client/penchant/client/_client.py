@@ -30,19 +30,26 @@ from penchant.client._types import (
     SyncResult,
     Trust,
 )
-from penchant.common.errors import Busy, InvalidConfig, PenchantError
+from penchant.common.errors import Busy, InvalidConfig, MissingExtra, PenchantError
 
 if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing the SDK costs an app next to nothing
     import numpy as np
 
     from penchant.client._keys import KeySource
+    from penchant.client._membership import Membership
+    from penchant.client._participation import Conditions
+    from penchant.client._participation import Policy as RoundPolicy
     from penchant.client._person import Person
     from penchant.client._releases import Installed, Shelf
     from penchant.client._store import Retention, Store
     from penchant.common.artifacts.bundle import App
     from penchant.common.artifacts.manifest import Blob, Manifest, Seen
+    from penchant.common.catalogue import Catalogue
+    from penchant.common.interactions import Interactions
     from penchant.common.interests import InterestConfig, Policy
     from penchant.common.interests.explanations import Explanation
+    from penchant.common.learners.contract import Learner
+    from penchant.common.privacy.plan import Guarantee
 
 _SAVED_EVERY = 256
 """Events after which the profile is kept again: what a stop costs is reading so many once more."""
@@ -61,15 +68,17 @@ class Client:
         *,
         strengths: Strengths,
         interests: InterestConfig | None,
+        rounds: Mapping[str, Any],
         timeout_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self._folder, self._app, self._store, self._shelf = folder, app, store, shelf
-        self._strengths, self._config = strengths, interests
+        self._strengths, self._config, self._rounds = strengths, interests, rounds
         self._timeout_s, self._now_ms = timeout_s, now_ms
         self._lock = threading.RLock()
         self._closed = False
         self._unsaved = 0
+        self._member: Membership | None = None
         self._installed = shelf.current()
         self._person = self._made()
 
@@ -85,6 +94,9 @@ class Client:
         strengths: Strengths | None = None,
         interests: InterestConfig | None = None,
         retention: Retention | None = None,
+        policy: RoundPolicy | None = None,
+        conditions: Conditions | None = None,
+        budget: float | None = None,
         timeout_s: float = 5.0,
         now_ms: Callable[[], int] | None = None,
     ) -> Self:
@@ -100,6 +112,10 @@ class Client:
             strengths: how strong a sign of interest each event is.
             interests: settings of the profile.
             retention: how long events are kept, and how many.
+            policy: when this device may take part in rounds, besides what the person agreed to.
+            conditions: what the app says of the moment: whether the device is idle, on power, on a free network. What
+                is left out counts as a no.
+            budget: ε that this device may spend in all rounds together; None leaves it to the plans.
             timeout_s: how long a call waits for another thread's.
             now_ms: the clock, UTC milliseconds.
 
@@ -126,6 +142,7 @@ class Client:
                 shelf,
                 strengths=strengths or Strengths(),
                 interests=interests,
+                rounds={"policy": policy, "conditions": conditions, "budget": budget},
                 timeout_s=timeout_s,
                 now_ms=now_ms or _now_ms,
             )
@@ -274,6 +291,8 @@ class Client:
                 return
             record = {"trust": trust, "text": consent, "at_ms": self._now_ms()}
             self._store.put("consent", json.dumps(record).encode())
+            if self._member is not None:
+                self._member.agreed()
 
     @property
     def trust(self) -> Trust:
@@ -298,8 +317,36 @@ class Client:
             release, why = "failed", f"no release was taken in: {error.strerror}; make room and sync again"
         with self._held():
             version = self._installed.manifest.version
-        reason = "" if self._app.fleet else "no_fleet"
-        return SyncResult(release=release, why=why, version=version, reason=reason)
+        number, reason = self._take_part(until)
+        return SyncResult(release=release, why=why, version=version, round=number, reason=reason)
+
+    def enrol(self, token: str, deadline_s: float = 30.0) -> None:
+        """Makes this device one that rounds may ask. It takes part in none until the person agrees and policy allows.
+
+        Args:
+            token: from the app's backend or the operator.
+
+        Raises:
+            InvalidConfig: the app has no rounds.
+            UntrustedArtifact: the token is not taken; ask for a new one.
+            Unreachable: no answer in time.
+        """
+        with self._held():
+            member = self._membership()
+        member.enrol(token, deadline_s)
+
+    def start(self) -> bool:
+        """Takes part in the background, in every round it may, until `stop`; whether it began (not before `enrol`)."""
+        with self._held():
+            member = self._membership()
+        return member.start()
+
+    def stop(self) -> None:
+        """Ends the background; within a second nothing leaves any more."""
+        with self._held():
+            member = self._member
+        if member is not None:
+            member.stop()
 
     def privacy(self) -> Privacy:
         """What left this device, when, who could see it, under which guarantee, and what budget is left."""
@@ -307,19 +354,23 @@ class Client:
 
         with self._held():
             consent, manifest = self._record("consent", {}), self._installed.manifest
-            left = tuple(Left(**one) for one in self._record("left", []))
-            trust: Trust = consent.get("trust", "nobody")
-        plan = PrivacyPlan.from_json(manifest.plan)
+            left = tuple(_left(one) for one in self._record("left", []))
+            member = self._membership() if self._record("member", None) else None
+            participations, spent = (0, "") if member is None else member.spent()
+            plan = None if member is None else member.plan
+        trust: Trust = consent.get("trust", "nobody")
         return Privacy(
             trust=trust,
             consented_ms=consent.get("at_ms"),
+            consent=consent.get("text", ""),
+            can_leave=bool(self._app.fleet),
             left=left,
             seen_by=_seen_by(left),
-            release=_guarantee_words(manifest),
-            spent="",
-            participations=0,
-            cap=plan.max_participations if self._app.fleet else 0,
-            trusted=_TRUSTED if plan.unit == "user" else (),
+            release=_guarantee(manifest),
+            spent=spent,
+            participations=participations,
+            cap=0 if plan is None else plan.max_participations,
+            trusted=_TRUSTED if PrivacyPlan.from_json(manifest.plan).unit == "user" else (),
         )
 
     def export(self) -> dict[str, Any]:
@@ -344,16 +395,24 @@ class Client:
                 server still knows how often it did, and is asked to take it out.
         """
         with self._held():
-            spent = {"app_id": self._app.app_id, "population": self._app.population, "participations": 0}
+            member = self._membership() if self._app.fleet else None
+            if member is not None:
+                member.stop()
+            rests = bool(member is not None and (self._folder / _LEDGER).exists())
+            kept = {"app_id": self._app.app_id, "population": self._app.population, "participations": 0}
+            kept = kept if member is None else dict(member.tombstone())
+            revoked = member.revoke(_REVOKE_S) if member is not None and everything else None
+            if member is not None:
+                member.close()
             self._closed = True
-            self._store.forget(keep=None if everything else spent)
+            self._store.forget(keep=None if everything else kept)
             shutil.rmtree(self._folder / "releases", ignore_errors=True)
             (self._folder / _BUNDLE).unlink(missing_ok=True)
-        return Forgotten(
-            key_destroyed=True,
-            kept={} if everything else spent,
-            lost=_LOST_EVERYTHING if everything else _LOST,
-        )
+            if everything:
+                for path in self._folder.glob(f"{_LEDGER}*"):
+                    path.unlink(missing_ok=True)
+        lost = _LOST + (_LOST_BUDGET if everything and rests else _LOST_PLACE if rests else "")
+        return Forgotten(key_destroyed=True, kept={} if everything else kept, lost=lost, revoked=revoked)
 
     def close(self) -> None:
         """Keeps the profile and lets go of the folder. A second call does nothing."""
@@ -361,6 +420,8 @@ class Client:
             if self._closed:
                 return
             self._closed = True
+            if self._member is not None:
+                self._member.close()
             try:
                 self._save()
             finally:
@@ -372,7 +433,69 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # rounds
+
+    def _take_part(self, until: float) -> tuple[int | None, str]:
+        """The round that this device took part in, or why in none."""
+        if not self._app.fleet:
+            return None, "no_fleet"
+        if self.trust == "nobody":
+            return None, "no_consent"
+        try:
+            with self._held():
+                member = self._membership()
+            outcome = member.once(max(0.0, until - time.monotonic()))
+        except PenchantError as error:
+            return None, "missing_extra" if isinstance(error, MissingExtra) else "failed"
+        if outcome is None:
+            return None, "not_enrolled"
+        if outcome.took_part and outcome.report is not None:
+            return outcome.report.round, ""
+        return None, "nothing_to_do" if outcome.refusal is None else str(outcome.refusal)
+
+    def _membership(self) -> Membership:
+        if self._member is None:
+            from penchant.client import _membership, _participation
+            from penchant.common.learners import registry
+
+            def learners(name: str, settings: Mapping[str, Any]) -> Learner:
+                return registry.build(name, settings, self._installed.catalogue)
+
+            self._member = _membership.Membership(
+                self._folder,
+                self._app,
+                self._store,
+                history=self._history,
+                learners=learners,
+                trust=lambda: self.trust,
+                serial=lambda: self._seen().serial,
+                policy=self._rounds["policy"] or _participation.Policy(),
+                conditions=self._rounds["conditions"] or _participation.Conditions(),
+                budget=self._rounds["budget"],
+                now_ms=self._now_ms,
+            )
+        return self._member
+
+    def _history(self) -> Interactions:
+        """The person's interactions, as a population of one."""
+        from penchant.client import _person
+        from penchant.common.interactions import Interactions
+
+        with self._held():
+            found = _person.history(self._person, self._store.events())
+            return Interactions.one(found, len(self._person.catalogue))
+
     # the release in use
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What can be recommended, as of the release in use."""
+        with self._held():
+            return self._installed.catalogue
 
     def _update(self, until: float) -> Literal["updated", "up_to_date", "no_server"]:
         """Looks for a newer release and takes it in.
@@ -483,8 +606,10 @@ class Client:
 _BUNDLE = "app.bundle"
 _TRUST = ("server", "own device", "nobody")
 _TRUSTED = ("that the server adds its noise", "how it draws a cohort", "how many others are in a sum")
-_LOST = "every event, preference and profile on this device, and its place in rounds"
-_LOST_EVERYTHING = f"{_LOST}; a new start here would not know which budget was spent, and must enrol anew"
+_LEDGER, _REVOKE_S = "ledger.sqlite", 5.0
+_LOST = "every event, preference and profile on this device"
+_LOST_PLACE = ", and its place in rounds: it must enrol anew, and the budget that was spent stays spent"
+_LOST_BUDGET = ", its place in rounds, and the knowledge of which budget was spent: the server alone still counts it"
 
 
 def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:
@@ -516,11 +641,23 @@ def _seen_by(left: tuple[Left, ...]) -> str:
     return "the operator's server and whoever carried it there"
 
 
-def _guarantee_words(manifest: Manifest) -> str:
+def _guarantee(manifest: Manifest) -> Guarantee | None:
     from penchant.common.privacy.plan import Guarantee
 
     said = manifest.guarantee
-    return "" if said is None else str(Guarantee(**{f.name: said.get(f.name, ()) for f in fields(Guarantee)}))
+    return None if said is None else Guarantee(**{f.name: said.get(f.name, ()) for f in fields(Guarantee)})
+
+
+def _left(record: Mapping[str, Any]) -> Left:
+    """A report of the journal, as people read it."""
+    return Left(
+        at_ms=record["at_ms"],
+        round=record["round"],
+        n_bytes=record["bytes"],
+        plan=record["plan"],
+        sealed=record["sealed"],
+        guarantee=record["guarantee"],
+    )
 
 
 def _now_ms() -> int:

@@ -17,17 +17,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
+from penchant.client._grpc import channel, left_s, told
 from penchant.common.artifacts.bundle import WIRE_VERSIONS, App
 from penchant.common.artifacts.manifest import MAX_OFFER, Blob, Offer
 from penchant.common.artifacts.signing import Envelope
 from penchant.common.errors import InvalidConfig, MalformedArtifact, NotServed, PenchantError, Unreachable
 from penchant.common.statuses import error_of
-
-if TYPE_CHECKING:
-    import grpc
 
 Kind = Literal["model", "catalogue"]
 _METHODS = {"model": "GetModel", "catalogue": "GetCatalogue"}
@@ -71,11 +69,11 @@ def fetch_offer(app: App, *, deadline_s: float, have: str = "") -> Offer:
         wire_version=min(app.wire[1], WIRE_VERSIONS[1]),
         have=have,
     )
-    with _channel(app) as channel:
-        call = channel.unary_unary(
+    with channel(app.distribution, app.ca) as line:
+        call = line.unary_unary(
             f"/{_SERVICE}/GetManifest", GetManifestRequest.SerializeToString, GetManifestResponse.FromString
         )
-        found = _told(lambda: call(asked, timeout=_left(until)))
+        found = told(lambda: call(asked, timeout=left_s(until)))
     return Offer(*map(Envelope.from_bytes, (found.certificate, found.pointer, found.manifest)))
 
 
@@ -148,28 +146,7 @@ def _where(app: App) -> Literal["grpc", "https", "file"]:
     raise InvalidConfig("the bundle's distribution is not \"host:port\", nor a folder's https:// or file:// URL")
 
 
-def _left(until: float) -> float:
-    return max(0.0, until - time.monotonic())
-
-
 # -------------------------------------------------------------------------------------------------------- gRPC
-
-
-def _channel(app: App) -> grpc.Channel:
-    import grpc
-
-    trusted = grpc.ssl_channel_credentials(app.ca.encode() or None)
-    return grpc.secure_channel(app.distribution, trusted, options=[("grpc.enable_http_proxy", 0)])
-
-
-def _told(answer: Callable[[], _Item]) -> _Item:
-    import grpc
-
-    try:
-        return answer()
-    except grpc.RpcError as error:
-        status = error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
-        raise error_of(status) from None
 
 
 def _grpc(app: App, blob: Blob, kind: Kind, at: int, until: float) -> Iterator[tuple[int, bytes]]:
@@ -182,13 +159,13 @@ def _grpc(app: App, blob: Blob, kind: Kind, at: int, until: float) -> Iterator[t
         offset=at,
         accept=["deflate"] if kind == "catalogue" else [],  # a model's numbers hardly get shorter
     )
-    with _channel(app) as channel:
-        call = channel.unary_stream(f"/{_SERVICE}/{_METHODS[kind]}", GetBlobRequest.SerializeToString, Chunk.FromString)
-        chunks = iter(call(asked, timeout=_left(until)))
+    with channel(app.distribution, app.ca) as line:
+        call = line.unary_stream(f"/{_SERVICE}/{_METHODS[kind]}", GetBlobRequest.SerializeToString, Chunk.FromString)
+        chunks = iter(call(asked, timeout=left_s(until)))
         first, unpack = True, None
         while True:
             try:
-                chunk = _told(lambda: next(chunks, None))
+                chunk = told(lambda: next(chunks, None))
             except InvalidConfig:
                 if not at:
                     raise
@@ -246,7 +223,7 @@ def _https(app: App, name: str, at: int, until: float) -> Iterator[tuple[int, by
         asked.add_header("Range", f"bytes={at}-")
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=trusted), HttpsOnly)
     try:
-        with opener.open(asked, timeout=_left(until)) as answer:
+        with opener.open(asked, timeout=left_s(until)) as answer:
             if answer.status != 206:
                 at = 0
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
@@ -300,7 +277,7 @@ def _in_time(make: Callable[[], Iterator[_Item]], until: float) -> Iterator[_Ite
     try:
         while True:
             try:
-                item, error = ready.get(timeout=_left(until))
+                item, error = ready.get(timeout=left_s(until))
             except queue.Empty:
                 raise Unreachable(_NO_ANSWER) from None
             if isinstance(error, StopIteration):

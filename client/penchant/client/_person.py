@@ -23,7 +23,7 @@ from penchant.common.errors import InvalidConfig, MalformedData
 from penchant.common.interactions import History
 from penchant.common.interests import InterestConfig, InterestProfile, Policy, strength
 from penchant.common.interests import Recommendation as Ranked
-from penchant.common.interests.distribution import Preferences, Topics, of_profile
+from penchant.common.interests.distribution import Distribution, Preferences, Topics, of_profile
 from penchant.common.interests.explanations import Explanation, explain
 
 
@@ -52,6 +52,7 @@ class Person:
         self.refused, self.hidden = set(refused), set(hidden)
         self.profile = InterestProfile(self.side, self.catalogue, config)
         self.n_events = 0
+        self._worked: Distribution | None = None
         self.say()
 
     def strength(self, event: Event) -> float:
@@ -78,12 +79,14 @@ class Person:
             return
         said = self.strength(event)
         self.profile.update(place, strength=said, context=event.context, time=event.at_ms)
+        self._worked = None
 
     def say(self) -> None:
         """Takes what the person refused into the lists."""
         hidden: Bool = Preferences(refused=frozenset(self.refused)).hidden(self.catalogue)
         hidden[[self.catalogue.index[item] for item in self.hidden if item in self.catalogue.index]] = True
         self.profile.hide(hidden)
+        self._worked = None
 
     def recommend(
         self, n: int, context: Mapping[str, str] | None, policy: Policy | None, random: np.random.Generator | None
@@ -96,9 +99,8 @@ class Person:
         """The n largest shares."""
         drifts = tuple(drift.time for drift in self.profile.drifts if drift.time is not None)
         refused = tuple(sorted(self.refused))
-        if self._topics is None:
+        if (found := self._shares) is None:
             return Interests((), self.n_events, refused, drifts)
-        found = of_profile(self.profile, self._topics, preferences=self._preferences)
         low, high = found.interval()
         order = np.argsort(-found.counts, kind="stable")[:n]
         shares = tuple(TopicShare(found.names[t], float(found.shares[t]), float(low[t]), float(high[t])) for t in order)
@@ -112,15 +114,12 @@ class Person:
         """
         place = self.place(item)
         score = float(self.profile.attribution(place, context=context).total)
-        shares = None
-        if self._topics is not None:
-            shares = of_profile(self.profile, self._topics, preferences=self._preferences)
-        one = Ranked(item, place, score)
+        known = self._topics is not None and self.n_events > 0  # else the shares are everybody's
         return explain(
-            one,
+            Ranked(item, place, score),
             self.profile,
-            topics=self._topics,
-            distribution=shares,
+            topics=self._topics if known else None,
+            distribution=self._shares if known else None,
             preferences=self._preferences,
             context=context,
         )
@@ -132,7 +131,7 @@ class Person:
             InvalidConfig: it has none, or several of which none is named: ask the person which.
         """
         own = self.catalogue.topics[self.place(item)]
-        named = self.explain(item, None).topic or (own[0] if len(own) == 1 else "")
+        named = own[0] if len(own) == 1 else self.explain(item, None).topic
         if not named:
             raise InvalidConfig(f"say which topic of {item!r} is meant: {', '.join(own) or 'it has none'}")
         return named
@@ -156,6 +155,15 @@ class Person:
         if item not in self.catalogue.index:
             raise InvalidConfig(f"no item {item!r} in the catalogue{did_you_mean(item, self.catalogue.index)}")
         return self.catalogue.index[item]
+
+    @property
+    def _shares(self) -> Distribution | None:
+        """What share each topic has now, worked out once for each event; None in a catalogue without topics."""
+        if self._topics is None:
+            return None
+        if self._worked is None:
+            self._worked = of_profile(self.profile, self._topics, preferences=self._preferences)
+        return self._worked
 
     @property
     def _preferences(self) -> Preferences:

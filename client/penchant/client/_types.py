@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.common.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from penchant.common.privacy.plan import Guarantee
 
 Trust = Literal["server", "own device", "nobody"]
 """What a person agreed to. "server": that the operator's server, which adds the noise, sees each contribution. "own
@@ -96,7 +99,8 @@ class SyncResult:
         why: where that failed, in a sentence; "" else.
         version: of the release in use.
         round: the round that this device took part in; None where in none.
-        reason: why in none, as a code: one of `Refusal`, "no_fleet" or "nothing_to_do"; "" where it took part.
+        reason: why in none, as a code: one of `Refusal`, or "no_fleet", "nothing_to_do", "missing_extra"; "" where it
+            took part.
     """
 
     release: Literal["updated", "up_to_date", "no_server", "failed"]
@@ -113,18 +117,18 @@ class Left:
     Attributes:
         at_ms: UTC milliseconds.
         round: the server's count.
-        learner: what asked for it.
         n_bytes: as sent.
         plan: digest of the plan.
         sealed: whether only the process that sums it could read it.
+        guarantee: of the plan, as this device computed it; "" where nothing was promised.
     """
 
     at_ms: int
     round: int
-    learner: str
     n_bytes: int
     plan: str
     sealed: bool
+    guarantee: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +138,11 @@ class Privacy:
     Attributes:
         trust: what the person agreed to.
         consented_ms: when, in UTC milliseconds; None where nothing was.
+        consent: version of the text that was agreed to.
+        can_leave: whether the app has a server that rounds run on at all.
         left: every contribution, oldest first.
         seen_by: who could see a contribution of this device, in a sentence.
-        release: what the release in use promises everybody, with all that gives its ε a meaning; "" where nothing.
+        release: what the release in use promises everybody, with all that gives its ε a meaning; None where nothing.
         spent: what this device's own noise has spent, likewise; "" where the server's ledger says it.
         participations, cap: rounds taken part in under the plan that is open, and how many it allows; 0, 0 with none.
         trusted: what of the guarantee this device cannot check.
@@ -144,9 +150,11 @@ class Privacy:
 
     trust: Trust
     consented_ms: int | None
+    consent: str
+    can_leave: bool
     left: tuple[Left, ...]
     seen_by: str
-    release: str
+    release: Guarantee | None
     spent: str
     participations: int
     cap: int

@@ -1,0 +1,227 @@
+"""This device's membership in its population's rounds: enrolled once, then part of rounds as often as it may.
+
+What is kept, encrypted: the node key, the place in the roster, the plans, and a report of everything that left. Beside
+it, not encrypted and without a word of what the person did, lies the ledger: how often this device took part and what
+that cost. It outlives a `forget`, so that whoever begins anew does not spend the same budget twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penchant.client import _enrolment
+from penchant.client._participation import Conditions, Outcome, Participation, Policy, Report, fleet, promise
+from penchant.client._store import Store, tombstone
+from penchant.client._transport import new_node_key
+from penchant.client._types import Trust
+from penchant.client.node import Learners
+from penchant.common.artifacts.bundle import App
+from penchant.common.errors import PenchantError
+from penchant.common.interactions import Interactions
+from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.plan import PrivacyPlan
+
+LEDGER = "ledger.sqlite"
+
+
+class Reports:
+    """The journal of what left, kept with the person."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def append(self, report: Report, /) -> None:
+        kept = [*self._records(), report.to_record()]
+        self._store.put("left", json.dumps(kept).encode())
+
+    def __iter__(self) -> Iterator[Report]:
+        return map(Report.from_record, self._records())
+
+    def _records(self) -> list[dict[str, Any]]:
+        data = self._store.get("left")
+        found: list[dict[str, Any]] = [] if data is None else json.loads(data)
+        return found
+
+
+class Membership:
+    """Made with a store that is open; `close` before the store is.
+
+    Args:
+        history: the person's interactions, as a population of one.
+        learners: over the catalogue in use.
+        budget: ε that this device may spend in all; None leaves it to the plans.
+        serial: highest of a release key's certificate that was seen.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        app: App,
+        store: Store,
+        *,
+        history: Callable[[], Interactions],
+        learners: Learners,
+        trust: Callable[[], Trust],
+        serial: Callable[[], int],
+        policy: Policy,
+        conditions: Conditions,
+        budget: float | None,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._path, self._app, self._store = folder / LEDGER, app, store
+        self._history, self._learners, self._trust, self._serial = history, learners, trust, serial
+        self._policy, self._conditions, self._budget = policy, conditions, budget
+        self._now_ms = now_ms
+        self.reports = Reports(store)
+        self._part: tuple[str, Participation, Ledger] | None = None
+
+    @property
+    def plan(self) -> PrivacyPlan | None:
+        """The one enrolled under; None where this device is not."""
+        kept = self._kept()
+        return None if kept is None else PrivacyPlan.from_json(kept["plans"][-1])
+
+    def enrol(self, token: str, deadline_s: float) -> PrivacyPlan:
+        """Registers this device, with the key it had or a new one.
+
+        Raises:
+            PenchantError: as `_enrolment.enrol`; nothing changed but that a key may have been made.
+        """
+        if (key := self._store.get("node_key")) is None:
+            key = new_node_key()
+            self._store.put("node_key", key)  # before its public half is anywhere
+        found = _enrolment.enrol(self._app, token, key, deadline_s=deadline_s)
+        self.close()
+        plans = [*(plan for plan in self._plans() if plan != found.plan), found.plan]
+        self._store.put("member", json.dumps({"place": found.place, "plans": plans}).encode())
+        return PrivacyPlan.from_json(found.plan)
+
+    def once(self, deadline_s: float) -> Outcome | None:
+        """Takes part in the next round that asks; None where this device is not enrolled."""
+        if (part := self._participation()) is None:
+            return None
+        outcome = part.once(deadline_s)
+        self._note(part)
+        return outcome
+
+    def start(self) -> bool:
+        """Takes part in the background; whether it began."""
+        part = self._participation()
+        return part is not None and part.start()
+
+    def stop(self) -> None:
+        """Ends the background, within a second; nothing leaves from then on."""
+        if self._part is not None:
+            self._part[1].stop()
+            self._note(self._part[1])
+
+    def agreed(self) -> None:
+        """Goes by what the person agrees to now; what is under way and no longer allowed is cancelled."""
+        if self._part is not None:
+            self._part[1].policy = self._allowed()
+
+    def spent(self) -> tuple[int, str]:
+        """Rounds taken part in under the plan, and ε of this device's own noise in words; "" where the server's."""
+        plan, ledger = self.plan, self._ledger()
+        if plan is None or ledger is None:
+            return 0, ""
+        taken = ledger.participations(0, plan.digest)
+        found = promise(plan).guarantee
+        if plan.device is None or found is None or not taken:
+            return taken, ""
+        return taken, str(replace(found, epsilon=ledger.spent(0).epsilon, accountant=ledger.spent(0).accountant))
+
+    def tombstone(self) -> Mapping[str, Any]:
+        """What may outlive a forget: which rounds were taken part in, under which plans; nothing of what was done."""
+        ledger = self._ledger()
+        rounds = [] if ledger is None else [entry.round for entry in ledger.entries if entry.kind == "participation"]
+        return {
+            "app_id": self._app.app_id,
+            "population": self._app.population,
+            "participations": len(rounds),
+            "last_round": max(rounds, default=0),
+            "plans": self._plans(),
+        }
+
+    def revoke(self, deadline_s: float) -> bool | None:
+        """Asks the server to take this device out; None where it never enrolled."""
+        key = self._store.get("node_key")
+        if key is None or self._kept() is None:
+            return None
+        try:
+            _enrolment.revoke(self._app, key, deadline_s=deadline_s)
+        except PenchantError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.stop()
+        if self._part is not None:
+            self._part[2].close()
+            self._part = None
+
+    def _plans(self) -> list[str]:
+        """Every plan that this device enrolled under, also before a forget, as JSON; the newest last."""
+        before, kept = tombstone(self._path.parent) or {}, self._kept() or {}
+        return list(dict.fromkeys([*before.get("plans", ()), *kept.get("plans", ())]))
+
+    def _kept(self) -> dict[str, Any] | None:
+        data = self._store.get("member")
+        return None if data is None else json.loads(data)
+
+    def _ledger(self) -> Ledger | None:
+        if self._part is not None:
+            return self._part[2]
+        return Ledger.open(self._path) if self._path.exists() else None
+
+    def _allowed(self) -> Policy:
+        trust = self._trust()
+        if trust == "nobody":
+            return replace(self._policy, consent=False)
+        return replace(self._policy, consent=True, trust=trust)
+
+    def _participation(self) -> Participation | None:
+        kept, key = self._kept(), self._store.get("node_key")
+        if kept is None or key is None:
+            return None
+        if self._part is not None and self._part[0] == kept["plans"][-1]:
+            self._part[1].serial = max(self._part[1].serial, self._serial())
+            return self._part[1]
+        self.close()
+        *earlier, plan = map(PrivacyPlan.from_json, [*self._plans(), kept["plans"][-1]])
+        ledger = Ledger(
+            plan.population,
+            delta=plan.delta,
+            budget=self._budget,
+            app_id=self._app.app_id,
+            path=self._path,
+            now_ms=self._now_ms,
+        )
+        part = Participation(
+            app=self._app,
+            place=kept["place"],
+            plan=plan,
+            earlier=earlier,
+            history=self._history,
+            learners=self._learners,
+            ledger=ledger,
+            transport=fleet(self._app, key),
+            policy=self._allowed(),
+            conditions=self._conditions,
+            journal=self.reports,
+            serial=self._serial(),
+            node_id=kept.get("node_id"),
+            now_ms=self._now_ms,
+        )
+        self._part = (kept["plans"][-1], part, ledger)
+        return part
+
+    def _note(self, part: Participation) -> None:
+        """Keeps the number that the server knows this device by: it spares a minute after a crash."""
+        kept = self._kept()
+        if kept is not None and part.node_id is not None and kept.get("node_id") != part.node_id:
+            self._store.put("member", json.dumps({**kept, "node_id": part.node_id}).encode())

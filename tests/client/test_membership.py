@@ -1,0 +1,307 @@
+"""A device enrols, takes part when its person agreed and the moment allows, and what is spent outlives a forget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from penchant.client import Client, Conditions, RoundPolicy
+from penchant.client import _membership as membership
+from penchant.client._transport import Answer, Content, Sum, Task
+from penchant.common.artifacts import enrolment
+from penchant.common.artifacts.bundle import Bundle
+from penchant.common.artifacts.distribution_pb2 import EnrolRequest, EnrolResponse, RevokeRequest, RevokeResponse
+from penchant.common.artifacts.sealing import RoundOpener
+from penchant.common.artifacts.signing import Certificate
+from penchant.common.errors import InvalidConfig, PenchantError, Unreachable, UntrustedArtifact
+from penchant.common.privacy.plan import PrivacyPlan, SumSpec
+from penchant.common.wire import Order
+from tests.certificates import Tls, tls
+from tests.client.apps import CATALOGUE, DAY, NOW, Operator
+
+OPERATOR = Operator()
+SETTINGS = {"head": 6, "window": 3, "dims": 2}
+PLAN = PrivacyPlan(
+    unit="user",
+    n_users=100,
+    delta=1e-5,
+    sampling="none",
+    cohort=50,
+    sums=(SumSpec(name="counts", rounds=4, clip_norm=1.0, noise_multiplier=2.0),),
+    max_participations=2,
+)
+ALWAYS = Conditions(idle=lambda: True, charging=lambda: True, unmetered=lambda: True)
+
+
+class Registrar:
+    """The operator's Enrolment service: takes the token "good" once, and proofs that hold."""
+
+    def __init__(self, authority: Tls) -> None:
+        self.keys: list[bytes] = []
+        self.plan = PLAN
+        self.tokens = {"good", "again"}
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        methods = {
+            "Enrol": grpc.unary_unary_rpc_method_handler(
+                self._enrol, EnrolRequest.FromString, EnrolResponse.SerializeToString
+            ),
+            "Revoke": grpc.unary_unary_rpc_method_handler(
+                self._revoke, RevokeRequest.FromString, RevokeResponse.SerializeToString
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("penchant.v1.Enrolment", methods),))
+        credentials = grpc.ssl_server_credentials([(authority.private_key, authority.chain)])
+        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+    def _enrol(self, asked: EnrolRequest, context: grpc.ServicerContext) -> EnrolResponse:
+        try:
+            message = enrolment.enrol_message(asked.app_id, asked.population, asked.token)
+            enrolment.check_proof(asked.node_key, asked.proof, message)
+        except PenchantError:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        if asked.token not in self.tokens:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        self.tokens.discard(asked.token)
+        self.keys.append(asked.node_key)
+        return EnrolResponse(place=3, plan=self.plan.to_json())
+
+    def _revoke(self, asked: RevokeRequest, context: grpc.ServicerContext) -> RevokeResponse:
+        enrolment.check_proof(asked.node_key, asked.proof, enrolment.revoke_message(asked.app_id, asked.population))
+        self.keys.remove(asked.node_key)
+        return RevokeResponse()
+
+
+class Fleet:
+    """The server's rounds, in memory: every open round asks this device."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Order] = []
+        self.openers: list[RoundOpener] = []
+        self.answers: list[Answer] = []
+
+    def open_round(self, number: int, plan: PrivacyPlan = PLAN) -> None:
+        opener = RoundOpener(
+            OPERATOR.release, app_id="films", population="default", plan=plan.digest, round=number, attempt=0
+        )
+        certificate = Certificate(
+            app_id="films",
+            public_key=OPERATOR.release.public,
+            serial=1,
+            not_before_ms=NOW - DAY,
+            not_after_ms=NOW + 365 * DAY,
+        ).signed(OPERATOR.root)
+        self.openers.append(opener)
+        self.tasks.append(
+            Order(
+                round=number,
+                attempt=0,
+                plan=plan,
+                learner="cooccurrence",
+                settings=SETTINGS,
+                users=(0,),
+                round_key=opener.statement.to_bytes().decode(),
+                certificate=certificate.to_bytes().decode(),
+            )
+        )
+
+    def join(self) -> int:
+        return 11
+
+    def pull(self) -> Task | None:
+        return Task(app="films/rounds", kind="train", handle=self.tasks.pop(0)) if self.tasks else None
+
+    def fetch(self, task: Task) -> Content:
+        return Content(order=task.handle.to_flat(), state={"popularity": np.zeros(60, np.float32)})
+
+    def reply(self, task: Task, answer: Answer) -> None:
+        self.answers.append(answer)
+
+    def heartbeat(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class World:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        authority = tls()
+        self.registrar, self.fleet, self.state = Registrar(authority), Fleet(), tmp_path / "state"
+        monkeypatch.setattr(membership, "fleet", lambda app, key: lambda node_id: self.fleet)
+        model = OPERATOR.model(0)
+        self.bundle = tmp_path / "films.bundle"
+        app = replace(
+            OPERATOR.app,
+            fleet="127.0.0.1:1",
+            enrolment=f"127.0.0.1:{self.registrar.port}",
+            ca=authority.ca.decode(),
+            publisher="films/rounds",
+        )
+        Bundle.write(self.bundle, app, OPERATOR.root, OPERATOR.offer(1, model), catalogue=CATALOGUE, model=model)
+
+    def device(self, **options: Any) -> Client:
+        given: dict[str, Any] = {"trust": "server", "conditions": ALWAYS, "policy": RoundPolicy(), **options}
+        return Client.open(self.state, bundle=self.bundle, now_ms=lambda: NOW, **given)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path, monkeypatch)
+    yield made
+    made.registrar.stop()
+
+
+@pytest.fixture
+def me(world: World) -> Iterator[Client]:
+    with world.device() as client:
+        for i in (4, 7, 4, 9):
+            client.observe(f"film:{i}", "watch")
+        yield client
+
+
+def test_a_device_takes_part_and_says_what_left(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    found = me.sync(10)
+    assert (found.round, found.reason) == (1, "")
+    (answer,) = world.fleet.answers
+    assert isinstance(answer, Sum)
+    assert isinstance(answer.content, bytes)
+    sums = world.fleet.openers[0].open(answer.content)
+    assert 0 < sum(float((values**2).sum()) for values in sums.values()) <= 1.0
+    privacy = me.privacy()
+    (left,) = privacy.left
+    assert (left.round, left.sealed, left.plan, left.n_bytes) == (1, True, PLAN.digest, len(answer.content))
+    assert "unit user" in left.guarantee
+    assert (privacy.participations, privacy.cap, privacy.budget_left) == (1, 2, 1)
+    assert "sealed" in privacy.seen_by
+    assert me.export()["left"][0]["round"] == 1
+
+
+def test_each_no_has_its_reason_and_nothing_leaves(world: World, me: Client) -> None:
+    world.fleet.open_round(1)
+    assert me.sync(1).reason == "not_enrolled"
+    me.enrol("good")
+    me.agree("nobody")
+    assert me.sync(1).reason == "no_consent"
+    me.agree("own device")
+    assert me.sync(1).reason == "untrusted_server"
+    me.close()
+    with world.device(conditions=None) as again:
+        assert again.sync(1).reason == "not_idle"
+        assert again.privacy().left == ()
+    assert world.fleet.answers == []
+
+
+def test_the_plans_cap_ends_it_also_over_a_restart_and_a_forget(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    assert me.sync(10).round == 1
+    me.close()
+    with world.device() as again:
+        world.fleet.open_round(2)
+        assert again.sync(10).round == 2
+        world.fleet.open_round(3)
+        assert again.sync(1).reason == "cap_reached"
+        receipt = again.forget()
+    assert (receipt.kept["participations"], receipt.kept["last_round"]) == (2, 2)
+    assert "stays spent" in receipt.lost
+    with world.device() as anew:
+        assert anew.privacy().left == ()
+        anew.enrol("again")
+        assert anew.sync(1).reason == "cap_reached"
+        assert anew.privacy().budget_left == 0
+    assert len(world.fleet.answers) == 2
+    assert len(set(world.registrar.keys)) == 2  # a new key: nothing ties the two together but this device's ledger
+
+
+def test_what_stays_after_a_forget_says_nothing_of_what_was_done(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    me.sync(10)
+    me.forget()
+    left = {path.name: path.read_bytes() for path in world.state.rglob("*") if path.is_file()}
+    assert not any(word in data for data in left.values() for word in (b"film:", b"watch", b"BEGIN PRIVATE KEY"))
+    assert membership.LEDGER in left
+
+
+def test_forgetting_everything_asks_the_server_to_take_the_device_out(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    me.sync(10)
+    receipt = me.forget(everything=True)
+    assert receipt.revoked is True
+    assert "budget" in receipt.lost
+    assert world.registrar.keys == []
+    assert {path.name for path in world.state.rglob("*") if path.is_file()} <= {"store.lock"}
+
+
+def test_forgetting_does_not_wait_for_a_server_that_is_away(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.registrar.stop()
+    assert me.forget(everything=True).revoked is False
+
+
+def test_a_token_that_is_not_taken_and_a_server_that_is_away_are_typed(world: World, me: Client) -> None:
+    with pytest.raises(UntrustedArtifact, match="token"):
+        me.enrol("used up")
+    world.registrar.stop()
+    with pytest.raises(Unreachable):
+        me.enrol("good", deadline_s=1.0)
+    assert me.sync(1).reason == "not_enrolled"
+
+
+def test_an_app_without_rounds_says_so(tmp_path: Path) -> None:
+    with Client.open(tmp_path / "s", bundle=OPERATOR.bundle(tmp_path / "a.bundle"), now_ms=lambda: NOW) as me:
+        with pytest.raises(InvalidConfig, match="no rounds"):
+            me.enrol("good")
+        assert not me.start()
+        assert me.sync(1).reason == "no_fleet"
+
+
+def test_withdrawing_stops_the_background(world: World, me: Client) -> None:
+    me.enrol("good")
+    assert me.start()
+    assert not me.start()
+    world.fleet.open_round(1)
+    until(lambda: bool(me.privacy().left))
+    me.agree("nobody")
+    world.fleet.open_round(2)
+    me.stop()
+    assert [one.round for one in me.privacy().left] == [1]
+    assert len(world.fleet.answers) == 1
+
+
+def test_a_plan_of_another_population_is_not_enrolled_under(world: World, me: Client) -> None:
+    world.registrar.plan = replace(PLAN, population="others")
+    with pytest.raises(PenchantError, match="another population"):
+        me.enrol("good")
+
+
+def test_a_budget_below_what_a_round_costs_keeps_the_device_out(world: World) -> None:
+    with world.device(budget=0.01) as me:
+        me.observe("film:1")
+        me.enrol("good")
+        world.fleet.open_round(1)
+        assert me.sync(1).reason == "budget_exhausted"
+    assert world.fleet.answers == []
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("not within ten seconds")
