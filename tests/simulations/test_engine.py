@@ -253,3 +253,12 @@ def test_on_cuda_the_rounds_learn_what_they_learn_on_the_processor(key: str) -> 
         pytest.skip("no CUDA device: rounds were run on the processor only")
     assert furthest(run(key, where="cuda").state, run(key).state) <= 1e-3
     assert math.isfinite(furthest(run(key, where="cuda", seed=1).state, run(key).state))
+
+
+def test_a_node_that_fails_here_ends_the_run_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a learner's mistake")
+
+    monkeypatch.setattr(Node, "answer", fails)
+    with pytest.raises(ZeroDivisionError, match="mistake"):
+        run("fedavg", nodes=2)

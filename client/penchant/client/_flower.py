@@ -65,11 +65,12 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-def client_app(node: Callable[[int], Node]) -> ClientApp:
+def client_app(node: Callable[[int], Node], failed: Callable[[Exception], None] = lambda error: None) -> ClientApp:
     """A ClientApp that answers orders for the people hosted here, and tells which shard of the roster they are.
 
     Args:
         node: the host of a shard, by its number.
+        failed: told of an error that is none of ours; the server hears the same word as of a refusal.
     """
     app = ClientApp()
 
@@ -94,6 +95,7 @@ def client_app(node: Callable[[int], Node]) -> ClientApp:
             return Message(Error(REFUSED, "refused"), reply_to=message)  # why may depend on what people did
         except Exception as error:
             log.warning("round failed: %s", type(error).__name__)
+            failed(error)
             return Message(Error(REFUSED, "refused"), reply_to=message)
         content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
             "sum": ArrayRecord({name: _array(values) for name, values in total.items()}),

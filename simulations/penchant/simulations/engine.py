@@ -29,7 +29,7 @@ from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan
 from penchant.common.streams import Streams
 from penchant.server._flower import AfterRound, server_app
-from penchant.server.rounds import Progress, Rounds
+from penchant.server.rounds import Progress, RoundRecord, Rounds
 from penchant.simulations._flower import run_flower, run_local
 from penchant.simulations.plans import Federated
 
@@ -69,6 +69,10 @@ def run(
         after_round: called after each release, with what a checkpoint needs.
         progress: of an earlier, interrupted run.
         ledger: of the row, with what such a run charged; None keeps one in memory.
+
+    Raises:
+        Exception: what a node of this process raised that is no error of ours. A real round goes on without a node that
+            fails; here that is a mistake, and figures made without its people would hide it.
     """
     n_users = population.histories.n_users
     roster = shard_sizes(n_users, nodes)
@@ -84,13 +88,20 @@ def run(
         streams=streams.child("server"),
         progress=progress,
     )
-    server = server_app(lambda: rounds, after_round)
+    failures: list[Exception] = []
+
+    def checked(record: RoundRecord, run: Rounds) -> None:
+        if failures:
+            raise failures[0]
+        after_round(record, run)
+
+    server = server_app(lambda: rounds, checked)
     clients = streams.seed("clients")
     if engine == "local":
         taken = None if progress is None else progress.participations
         runtime = {"where": where, "threads": cores()}
         hosts = {shard: _node(population, plan, roster, shard, clients, runtime, taken) for shard in range(len(roster))}
-        run_local(server, client_app(hosts.__getitem__), len(roster))
+        run_local(server, client_app(hosts.__getitem__, failures.append), len(roster))
     else:
         with tempfile.TemporaryDirectory(prefix="penchant-", dir=population.folder) as folder:
             if population.folder is None:
