@@ -1,4 +1,4 @@
-"""What the SDK costs on a device: python benchmarks/client.py [--sizes 4000,100000,1000000]
+"""What the SDK costs on a device: PYTHONPATH=. python benchmarks/client.py [--sizes 4000,100000,1000000]
 
 Import and memory in processes of their own; the rest through `Client`, on a bundle of random numbers (d = 32): nothing
 here depends on what they say. Set OMP_NUM_THREADS=1 for one core.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,11 @@ def test_the_benchmark_of_people_together_has_a_line_for_each_sequence_model() -
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[0] for line in printed] == ["gru", "lstm", "cnn-lstm", "transformer"]
     assert all(line.endswith("times as fast") for line in printed)
+
+
+def test_the_clients_benchmark_has_a_line_for_each_size_and_learner() -> None:
+    command = [sys.executable, str(FOLDER / "client.py"), "--sizes", "50,80", "--events", "20"]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join((str(FOLDER.parent), os.environ.get("PYTHONPATH", "")))}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=here).stdout.splitlines()
+    assert [line.split()[0] for line in printed if line.strip()[:2] in ("50", "80")] == ["50", "80"]
+    assert [line.split()[:-2] for line in printed[-7:]][:2] == [["cooccurrence"], ["als"]]

@@ -277,7 +277,8 @@ def test_nothing_was_agreed_until_it_was(state: Path, bundle: Path) -> None:
         assert (me.trust, me.privacy().consented_ms) == ("server", NOW)
     with Client.open(state, now_ms=lambda: NOW + DAY) as me:
         assert (me.trust, me.privacy().consented_ms) == ("server", NOW)
-        assert me.export()["consent"] == {"trust": "server", "text": "v1", "at_ms": NOW}
+        kept = {"trust": "server", "units": ["user", "interaction"], "text": "v1", "at_ms": NOW}
+        assert me.export()["consent"] == kept
         me.agree("nobody")
         assert (me.privacy().consented_ms, me.privacy().consent) == (NOW + DAY, "")
     with pytest.raises(InvalidConfig, match="did you mean 'server'"), opened(state) as me:

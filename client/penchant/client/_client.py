@@ -281,15 +281,15 @@ class Client:
 
     def agree(self, trust: Trust, *, consent: str = "") -> None:
         """What the person agrees to from now on; "nobody" withdraws. Kept with the time and the text's version."""
-        if trust not in _TRUST:
+        if trust not in _UNITS:
             from penchant.common.config import did_you_mean
 
-            raise InvalidConfig(f"no trust {trust!r}{did_you_mean(trust, _TRUST)}")
+            raise InvalidConfig(f"no trust {trust!r}{did_you_mean(trust, _UNITS)}")
         with self._held():
             kept = self._record("consent", {})
             if (kept.get("trust"), kept.get("text")) == (trust, consent or kept.get("text")):
                 return
-            record = {"trust": trust, "text": consent, "at_ms": self._now_ms()}
+            record = {"trust": trust, "units": _UNITS[trust], "text": consent, "at_ms": self._now_ms()}
             self._store.put("consent", json.dumps(record).encode())
             if self._member is not None:
                 self._member.agreed()
@@ -604,7 +604,8 @@ class Client:
 
 
 _BUNDLE = "app.bundle"
-_TRUST = ("server", "own device", "nobody")
+_UNITS = {"server": ["user", "interaction"], "own device": ["interaction"], "nobody": list[str]()}
+"""What kinds of plan a person's trust agrees to: unit user is the server's to keep."""
 _TRUSTED = ("that the server adds its noise", "how it draws a cohort", "how many others are in a sum")
 _LEDGER, _REVOKE_S = "ledger.sqlite", 5.0
 _LOST = "every event, preference and profile on this device"
