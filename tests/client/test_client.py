@@ -203,6 +203,48 @@ def test_a_restart_changes_no_list(state: Path, bundle: Path) -> None:
         assert [one.item for one in me.recommend(10)] == [one.item for one in before]
 
 
+def test_events_that_retention_drops_while_it_is_open_are_in_no_kept_profile(state: Path, bundle: Path) -> None:
+    with opened(state, bundle, retention=Retention(max_events=3)) as me:
+        for i in range(10):
+            me.observe(f"film:{i}", "like")
+    with opened(state, retention=Retention(max_events=3)) as me:
+        assert me._person.profile.items == [7, 8, 9]
+        assert me.interests().n_events == 3
+
+
+def test_a_damaged_profile_is_made_again_and_an_event_without_a_strength_counts_as_none(
+    state: Path, bundle: Path
+) -> None:
+    with opened(state, bundle, strengths=Strengths(events={"binge": 1.0})) as me:
+        me.observe("film:1", "binge")
+        me.observe("film:2", "like")
+        me._store.put("profile", b"something else")
+        me._store.close()
+        me._closed = True
+    with opened(state) as me:  # an app that no longer knows "binge"
+        assert me._person.profile.items == [2]
+        assert len(me.export()["events"]) == 2
+
+
+def test_a_torn_bundle_in_the_folder_is_replaced_by_a_whole_one(state: Path, bundle: Path) -> None:
+    opened(state, bundle).close()
+    (state / "app.bundle").write_bytes(b"half of it")
+    with pytest.raises(MalformedArtifact):
+        opened(state)
+    with opened(state, bundle) as me:
+        assert me.recommend(1)
+
+
+def test_folders_and_numbers_that_cannot_be_are_typed_errors(state: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidConfig, match="folder"):
+        opened(tmp_path / "file", bundle)
+    with pytest.raises(MalformedArtifact):
+        opened(state, tmp_path)
+    with opened(state, bundle) as me, pytest.raises(InvalidConfig, match="numbers"):
+        me.observe("film:1", strength="1")  # type: ignore[arg-type]
+
+
 def test_events_that_retention_drops_are_in_no_profile(state: Path, bundle: Path) -> None:
     with opened(state, bundle) as me:
         for i in range(10):
@@ -274,7 +316,7 @@ def test_nothing_was_agreed_until_it_was(state: Path, bundle: Path) -> None:
         assert me.privacy().consented_ms is None
         assert me.privacy().seen_by.startswith("nobody")
     with opened(state, trust="server", consent="v1") as me:
-        assert (me.trust, me.privacy().consented_ms) == ("server", NOW)
+        assert (me.trust, me.privacy().consented_ms) == ("server", NOW)  # as said when the app was installed
     with Client.open(state, now_ms=lambda: NOW + DAY) as me:
         assert (me.trust, me.privacy().consented_ms) == ("server", NOW)
         kept = {"trust": "server", "units": ["user", "interaction"], "text": "v1", "at_ms": NOW}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from penchant.common.artifacts.bundle import Bundle
 from penchant.common.artifacts.distribution_pb2 import EnrolRequest, EnrolResponse, RevokeRequest, RevokeResponse
 from penchant.common.artifacts.sealing import RoundOpener
 from penchant.common.artifacts.signing import Certificate
-from penchant.common.errors import InvalidConfig, PenchantError, Unreachable, UntrustedArtifact
+from penchant.common.errors import (
+    InvalidConfig,
+    PenchantError,
+    PrivacyRefused,
+    StoreFull,
+    Unreachable,
+    UntrustedArtifact,
+)
 from penchant.common.privacy.plan import PrivacyPlan, SumSpec
 from penchant.common.wire import Order
 from tests.certificates import Tls, tls
@@ -91,14 +99,14 @@ class Fleet:
         self.openers: list[RoundOpener] = []
         self.answers: list[Answer] = []
 
-    def open_round(self, number: int, plan: PrivacyPlan = PLAN) -> None:
+    def open_round(self, number: int, plan: PrivacyPlan = PLAN, *, serial: int = 1) -> None:
         opener = RoundOpener(
             OPERATOR.release, app_id="films", population="default", plan=plan.digest, round=number, attempt=0
         )
         certificate = Certificate(
             app_id="films",
             public_key=OPERATOR.release.public,
-            serial=1,
+            serial=serial,
             not_before_ms=NOW - DAY,
             not_after_ms=NOW + 365 * DAY,
         ).signed(OPERATOR.root)
@@ -141,6 +149,9 @@ class World:
         self.registrar, self.fleet, self.state = Registrar(authority), Fleet(), tmp_path / "state"
         monkeypatch.setattr(membership, "fleet", lambda app, key: lambda node_id: self.fleet)
         model = OPERATOR.model(0)
+        promised = PLAN.guarantee()
+        assert promised is not None
+        offer = OPERATOR.offer(1, model, plan=PLAN.to_json(), guarantee=asdict(promised))
         self.bundle = tmp_path / "films.bundle"
         app = replace(
             OPERATOR.app,
@@ -149,7 +160,7 @@ class World:
             ca=authority.ca.decode(),
             publisher="films/rounds",
         )
-        Bundle.write(self.bundle, app, OPERATOR.root, OPERATOR.offer(1, model), catalogue=CATALOGUE, model=model)
+        Bundle.write(self.bundle, app, OPERATOR.root, offer, catalogue=CATALOGUE, model=model)
 
     def device(self, **options: Any) -> Client:
         given: dict[str, Any] = {"trust": "server", "conditions": ALWAYS, "policy": RoundPolicy(), **options}
@@ -200,6 +211,7 @@ def test_each_no_has_its_reason_and_nothing_leaves(world: World, me: Client) -> 
     assert me.sync(1).reason == "untrusted_server"
     me.close()
     with world.device(conditions=None) as again:
+        again.agree("server")
         assert again.sync(1).reason == "not_idle"
         assert again.privacy().left == ()
     assert world.fleet.answers == []
@@ -220,6 +232,7 @@ def test_the_plans_cap_ends_it_also_over_a_restart_and_a_forget(world: World, me
     assert "stays spent" in receipt.lost
     with world.device() as anew:
         assert anew.privacy().left == ()
+        assert "2 contributions left before it" in anew.privacy().seen_by
         anew.enrol("again")
         assert anew.sync(1).reason == "cap_reached"
         assert anew.privacy().budget_left == 0
@@ -290,8 +303,99 @@ def test_a_plan_of_another_population_is_not_enrolled_under(world: World, me: Cl
         me.enrol("good")
 
 
+def test_a_plan_that_nobody_signed_is_not_enrolled_under(world: World, me: Client) -> None:
+    world.registrar.plan = replace(PLAN, max_participations=4)
+    with pytest.raises(PrivacyRefused, match="signed"):
+        me.enrol("good")
+    world.fleet.open_round(1, world.registrar.plan)
+    assert me.sync(1).reason == "not_enrolled"
+
+
+def test_a_no_holds_though_it_cannot_be_written_down(world: World, me: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    me.enrol("good")
+    assert me.start()
+    until(lambda: me._member is not None)
+
+    def full(name: str, value: bytes) -> None:
+        raise StoreFull("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(me._store, "put", full)
+        with pytest.raises(StoreFull):
+            me.agree("nobody")
+        world.fleet.open_round(1)
+        time.sleep(0.3)
+        assert me.sync(1).reason == "no_consent"
+    me.stop()
+    assert world.fleet.answers == []
+
+
+def test_a_start_and_a_sync_at_once_make_one_line_that_a_no_reaches(
+    world: World, me: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me.enrol("good")
+    made: list[object] = []
+
+    def slow(app: object, key: bytes) -> Callable[[int | None], Fleet]:
+        made.append(app)
+        time.sleep(0.3)
+        return lambda node_id: world.fleet
+
+    monkeypatch.setattr(membership, "fleet", slow)
+    threads = [threading.Thread(target=me.start), threading.Thread(target=me.sync, args=(1.0,))]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    me.agree("nobody")  # while it is made
+    for thread in threads:
+        thread.join()
+    world.fleet.open_round(1)
+    time.sleep(0.3)
+    me.stop()
+    assert len(made) == 1
+    assert world.fleet.answers == []
+
+
+def test_a_start_of_the_app_undoes_no_withdrawal(world: World, me: Client) -> None:
+    me.agree("nobody")
+    me.close()
+    with world.device(trust="server") as again:
+        assert again.trust == "nobody"
+
+
+def test_a_damaged_ledger_keeps_nobody_from_being_forgotten(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    assert me.sync(10).round == 1
+    me.close()
+    (world.state / membership.LEDGER).write_bytes(b"no ledger")
+    with world.device() as again:
+        assert again.sync(1).reason == "failed"
+        receipt = again.forget(everything=True)
+    assert receipt.key_destroyed
+    assert {path.name for path in world.state.rglob("*") if path.is_file()} <= {"store.lock"}
+
+
+def test_many_enrolments_keep_nobody_from_being_forgotten(world: World, me: Client) -> None:
+    member = me._membership()
+    for k in range(2, 40):
+        member.joined(3, replace(PLAN, max_participations=k, sums=(replace(PLAN.sums[0], rounds=k),)).to_json())
+    assert me.forget().key_destroyed
+    assert (world.state / membership.PLANS).exists()
+
+
+def test_the_newest_release_key_that_a_round_showed_is_remembered(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1, serial=5)
+    assert me.sync(10).round == 1
+    me.close()
+    with world.device() as again:
+        world.fleet.open_round(2, serial=1)
+        assert again.sync(1).reason == "untrusted_key"
+
+
 def test_a_budget_below_what_a_round_costs_keeps_the_device_out(world: World) -> None:
-    with world.device(budget=0.01) as me:
+    with world.device(policy=RoundPolicy(budget=0.01)) as me:
         me.observe("film:1")
         me.enrol("good")
         world.fleet.open_round(1)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from penchant.client import Client
+from penchant.client import Client, _distribution
 from penchant.client._client import _BUNDLE
 from penchant.common.artifacts.bundle import Bundle, catalogue_bytes
 from penchant.common.artifacts.manifest import Blob
 from penchant.common.artifacts.signing import SigningKey
 from penchant.common.catalogue import Catalogue
+from penchant.common.errors import StoreFull
 from penchant.server.distribution import Distribution, publish
 from tests.certificates import Tls, tls
 from tests.client.apps import CATALOGUE, DAY, NOW, Operator
@@ -190,3 +191,36 @@ def test_what_was_seen_is_kept_with_the_person_and_not_in_clear(world: World, me
     assert kept is not None
     assert json.loads(kept)["sequence"] == 2
     assert (world.state / _BUNDLE).exists()
+
+
+def test_a_slow_sync_does_not_take_back_what_a_faster_one_brought(
+    world: World, me: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(2)
+    original = _distribution.fetch_blob
+
+    def slow(*args: Any, **named: Any) -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(_distribution, "fetch_blob", original)
+            world.publish(3)
+            assert me.sync().version == 3  # another thread's, meanwhile
+        return original(*args, **named)
+
+    monkeypatch.setattr(_distribution, "fetch_blob", slow)
+    found = me.sync()
+    assert (found.release, found.version) == ("failed", 3)
+    assert "older" in found.why
+
+
+def test_stopped_between_what_was_seen_and_the_release_nothing_older_is_taken(
+    world: World, me: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(me._shelf, "put", lambda *_: (_ for _ in ()).throw(StoreFull("no room")))
+        assert me.sync().release == "failed"
+    assert me.catalogue is me._person.catalogue
+    world.publish(2)
+    assert me.sync().release == "failed"
+    world.publish(3)
+    assert me.sync().version == 3

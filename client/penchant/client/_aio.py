@@ -13,6 +13,7 @@ from penchant.client._client import Client
 from penchant.client._types import Feedback, Forgotten, Interests, Privacy, Recommendation, SyncResult, Trust
 
 if TYPE_CHECKING:
+    from penchant.common.catalogue import Catalogue
     from penchant.common.interests import Policy
     from penchant.common.interests.explanations import Explanation
 
@@ -69,7 +70,19 @@ class AsyncClient:
         return await self._run(self._client.explain, item, context=context)
 
     async def agree(self, trust: Trust, *, consent: str = "") -> None:
-        await self._run(self._client.agree, trust, consent=consent)
+        await self._at_once(self._client.agree, trust, consent=consent)
+
+    @property
+    def trust(self) -> Trust:
+        return self._client.trust
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._client.catalogue
+
+    @property
+    def closed(self) -> bool:
+        return self._client.closed
 
     async def enrol(self, token: str, deadline_s: float = 30.0) -> None:
         await self._run(self._client.enrol, token, deadline_s)
@@ -78,7 +91,7 @@ class AsyncClient:
         return await self._run(self._client.start)
 
     async def stop(self) -> None:
-        await self._run(self._client.stop)
+        await self._at_once(self._client.stop)
 
     async def sync(self, deadline_s: float = 30.0) -> SyncResult:
         return await self._run(self._client.sync, deadline_s)
@@ -90,7 +103,7 @@ class AsyncClient:
         return await self._run(self._client.export)
 
     async def forget(self, *, everything: bool = False) -> Forgotten:
-        receipt = await self._run(self._client.forget, everything=everything)
+        receipt = await self._at_once(self._client.forget, everything=everything)
         self._threads.shutdown(wait=False)
         return receipt
 
@@ -103,6 +116,10 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _at_once(self, call: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
+        """Waits for no other call of this client's: a person's no is not behind a sync."""
+        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(call, *args, **named))
 
     async def _run(self, call: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(call, *args, **named))

@@ -30,7 +30,16 @@ from penchant.client._types import (
     SyncResult,
     Trust,
 )
-from penchant.common.errors import Busy, InvalidConfig, MissingExtra, PenchantError
+from penchant.common.errors import (
+    Busy,
+    InvalidConfig,
+    MalformedArtifact,
+    MissingExtra,
+    PenchantError,
+    PrivacyRefused,
+    StoreDamaged,
+    StoreFull,
+)
 
 if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing the SDK costs an app next to nothing
     import numpy as np
@@ -40,10 +49,10 @@ if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing
     from penchant.client._participation import Conditions
     from penchant.client._participation import Policy as RoundPolicy
     from penchant.client._person import Person
-    from penchant.client._releases import Installed, Shelf
+    from penchant.client._releases import Shelf
     from penchant.client._store import Retention, Store
     from penchant.common.artifacts.bundle import App
-    from penchant.common.artifacts.manifest import Blob, Manifest, Seen
+    from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Seen
     from penchant.common.catalogue import Catalogue
     from penchant.common.interactions import Interactions
     from penchant.common.interests import InterestConfig, Policy
@@ -79,6 +88,7 @@ class Client:
         self._closed = False
         self._unsaved = 0
         self._member: Membership | None = None
+        self._no = False  # the person said no in this process, whether or not it could be written down
         self._installed = shelf.current()
         self._person = self._made()
 
@@ -96,7 +106,6 @@ class Client:
         retention: Retention | None = None,
         policy: RoundPolicy | None = None,
         conditions: Conditions | None = None,
-        budget: float | None = None,
         timeout_s: float = 5.0,
         now_ms: Callable[[], int] | None = None,
     ) -> Self:
@@ -105,17 +114,17 @@ class Client:
         Args:
             folder: made if absent, readable by its owner alone. One process at a time.
             bundle: what the app ships with; needed the first time, and after an update of the app.
-            trust: what the person agreed to; kept from then on. None keeps what was agreed, and at first is "nobody".
+            trust: what the person agreed to before they were ever asked here, such as when they installed the app. Once
+                they said anything, only `agree` changes it: a start of the app undoes no withdrawal.
             consent: version of the text that the person agreed to.
             key: where the store's key lies; the system's keyring where there is one, else a file that only its owner
                 may read.
             strengths: how strong a sign of interest each event is.
             interests: settings of the profile.
             retention: how long events are kept, and how many.
-            policy: when this device may take part in rounds, besides what the person agreed to.
+            policy: when this device may take part in rounds and what ε it may spend, besides what the person agreed to.
             conditions: what the app says of the moment: whether the device is idle, on power, on a free network. What
                 is left out counts as a no.
-            budget: ε that this device may spend in all rounds together; None leaves it to the plans.
             timeout_s: how long a call waits for another thread's.
             now_ms: the clock, UTC milliseconds.
 
@@ -130,7 +139,10 @@ class Client:
         from penchant.common.artifacts.bundle import Bundle
 
         place = Path(folder)
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidConfig(f"{place}: {error.strerror}; give a folder that can be written") from None
         store = Store.open(place, key=key, retention=retention, now_ms=now_ms or _now_ms)
         try:
             app, shipped = _app(place, None if bundle is None else Path(bundle))
@@ -142,14 +154,17 @@ class Client:
                 shelf,
                 strengths=strengths or Strengths(),
                 interests=interests,
-                rounds={"policy": policy, "conditions": conditions, "budget": budget},
+                rounds={"policy": policy, "conditions": conditions},
                 timeout_s=timeout_s,
                 now_ms=now_ms or _now_ms,
             )
             if shipped is not None:
                 made._take_shipped(shipped)
-            if trust is not None:
+            if trust is not None and store.get("consent") is None:
                 made.agree(trust, consent=consent)
+        except OSError as error:
+            store.close()
+            raise StoreFull(f"{place}: {error.strerror}; make room and open it again") from None
         except BaseException:
             store.close()
             raise
@@ -280,17 +295,28 @@ class Client:
     # what leaves, and what does not
 
     def agree(self, trust: Trust, *, consent: str = "") -> None:
-        """What the person agrees to from now on; "nobody" withdraws. Kept with the time and the text's version."""
+        """What the person agrees to from now on; "nobody" withdraws. Kept with the time and the text's version.
+
+        Raises:
+            StoreFull: it could not be written down. A withdrawal holds until the app ends: call again before that.
+            Busy: likewise.
+        """
         if trust not in _UNITS:
             from penchant.common.config import did_you_mean
 
             raise InvalidConfig(f"no trust {trust!r}{did_you_mean(trust, _UNITS)}")
+        if trust == "nobody":  # at once, whatever is at work here or on the disk
+            self._no = True
+            if (member := self._member) is not None:
+                member.withdraw()
         with self._held():
             kept = self._record("consent", {})
             if (kept.get("trust"), kept.get("text")) == (trust, consent or kept.get("text")):
+                self._no = trust == "nobody"
                 return
             record = {"trust": trust, "units": _UNITS[trust], "text": consent, "at_ms": self._now_ms()}
             self._store.put("consent", json.dumps(record).encode())
+            self._no = trust == "nobody"
             if self._member is not None:
                 self._member.agreed()
 
@@ -317,8 +343,8 @@ class Client:
             release, why = "failed", f"no release was taken in: {error.strerror}; make room and sync again"
         with self._held():
             version = self._installed.manifest.version
-        number, reason = self._take_part(until)
-        return SyncResult(release=release, why=why, version=version, round=number, reason=reason)
+        number, reason, detail = self._take_part(until)
+        return SyncResult(release=release, why=why or detail, version=version, round=number, reason=reason)
 
     def enrol(self, token: str, deadline_s: float = 30.0) -> None:
         """Makes this device one that rounds may ask. It takes part in none until the person agrees and policy allows.
@@ -329,23 +355,32 @@ class Client:
         Raises:
             InvalidConfig: the app has no rounds.
             UntrustedArtifact: the token is not taken; ask for a new one.
+            PrivacyRefused: the server's plan is not the signed one that `privacy` shows.
             Unreachable: no answer in time.
         """
+        from penchant.client import _enrolment
+        from penchant.common.privacy.plan import PrivacyPlan
+
         with self._held():
-            member = self._membership()
-        member.enrol(token, deadline_s)
+            if not self._app.enrolment:
+                raise InvalidConfig("the app's bundle names no place to enrol at: its devices take part in no rounds")
+            key, plan = self._membership().key(), self._installed.manifest.plan
+        found = _enrolment.enrol(self._app, token, key, deadline_s=deadline_s)
+        if PrivacyPlan.from_json(found.plan).digest != PrivacyPlan.from_json(plan).digest:
+            raise PrivacyRefused("the server's plan is not the one that was signed with the release: sync, then enrol")
+        with self._held():
+            self._membership().joined(found.place, found.plan)
 
     def start(self) -> bool:
         """Takes part in the background, in every round it may, until `stop`; whether it began (not before `enrol`)."""
         with self._held():
             member = self._membership()
+            member.ready()
         return member.start()
 
     def stop(self) -> None:
         """Ends the background; within a second nothing leaves any more."""
-        with self._held():
-            member = self._member
-        if member is not None:
+        if (member := self._member) is not None:
             member.stop()
 
     def privacy(self) -> Privacy:
@@ -355,9 +390,10 @@ class Client:
         with self._held():
             consent, manifest = self._record("consent", {}), self._installed.manifest
             left = tuple(_left(one) for one in self._record("left", []))
-            member = self._membership() if self._record("member", None) else None
+            member = self._membership() if self._app.fleet else None
             participations, spent = (0, "") if member is None else member.spent()
             plan = None if member is None else member.plan
+            unlisted = 0 if member is None else len(member.rounds()) - len(left)
         trust: Trust = consent.get("trust", "nobody")
         return Privacy(
             trust=trust,
@@ -365,7 +401,7 @@ class Client:
             consent=consent.get("text", ""),
             can_leave=bool(self._app.fleet),
             left=left,
-            seen_by=_seen_by(left),
+            seen_by=_seen_by(left, unlisted),
             release=_guarantee(manifest),
             spent=spent,
             participations=participations,
@@ -394,25 +430,29 @@ class Client:
             everything: the spent budget as well, so that nothing on this device tells that it ever took part. The
                 server still knows how often it did, and is asked to take it out.
         """
+        kept: dict[str, Any] = {"app_id": self._app.app_id, "population": self._app.population, "participations": 0}
+        revoked: bool | None = None
         with self._held():
-            member = self._membership() if self._app.fleet else None
-            if member is not None:
-                member.stop()
-            rests = bool(member is not None and (self._folder / _LEDGER).exists())
-            kept = {"app_id": self._app.app_id, "population": self._app.population, "participations": 0}
-            kept = kept if member is None else dict(member.tombstone())
-            revoked = member.revoke(_REVOKE_S) if member is not None and everything else None
-            if member is not None:
-                member.close()
+            with contextlib.suppress(PenchantError):  # forgetting depends on no bookkeeping
+                if self._app.fleet:
+                    member = self._membership()
+                    member.stop()
+                    rounds = member.rounds()
+                    kept |= {"participations": len(rounds), "last_round": max(rounds, default=0)}
+                    revoked = member.revoke(_REVOKE_S) if everything else None
+            if self._member is not None:
+                self._member.close()
+            undone = self._store.forget(keep=None if everything else kept)
             self._closed = True
-            self._store.forget(keep=None if everything else kept)
             shutil.rmtree(self._folder / "releases", ignore_errors=True)
             (self._folder / _BUNDLE).unlink(missing_ok=True)
             if everything:
-                for path in self._folder.glob(f"{_LEDGER}*"):
+                for path in (*self._folder.glob(f"{_LEDGER}*"), self._folder / _PLANS):
                     path.unlink(missing_ok=True)
-        lost = _LOST + (_LOST_BUDGET if everything and rests else _LOST_PLACE if rests else "")
-        return Forgotten(key_destroyed=True, kept={} if everything else kept, lost=lost, revoked=revoked)
+        lost = _LOST + ("" if not kept["participations"] else _LOST_BUDGET if everything else _LOST_PLACE)
+        return Forgotten(
+            key_destroyed=not undone, kept={} if everything else kept, undone=undone, lost=lost, revoked=revoked
+        )
 
     def close(self) -> None:
         """Keeps the profile and lets go of the folder. A second call does nothing."""
@@ -439,23 +479,24 @@ class Client:
 
     # rounds
 
-    def _take_part(self, until: float) -> tuple[int | None, str]:
-        """The round that this device took part in, or why in none."""
+    def _take_part(self, until: float) -> tuple[int | None, str, str]:
+        """The round that this device took part in; or None, a code of why, and perhaps a sentence."""
         if not self._app.fleet:
-            return None, "no_fleet"
-        if self.trust == "nobody":
-            return None, "no_consent"
+            return None, "no_fleet", ""
         try:
             with self._held():
+                if self._no or self.trust == "nobody":
+                    return None, "no_consent", ""
                 member = self._membership()
+                member.ready()
             outcome = member.once(max(0.0, until - time.monotonic()))
         except PenchantError as error:
-            return None, "missing_extra" if isinstance(error, MissingExtra) else "failed"
+            return None, "missing_extra" if isinstance(error, MissingExtra) else "failed", str(error)
         if outcome is None:
-            return None, "not_enrolled"
+            return None, "not_enrolled", ""
         if outcome.took_part and outcome.report is not None:
-            return outcome.report.round, ""
-        return None, "nothing_to_do" if outcome.refusal is None else str(outcome.refusal)
+            return outcome.report.round, "", ""
+        return None, "nothing_to_do" if outcome.refusal is None else str(outcome.refusal), outcome.detail
 
     def _membership(self) -> Membership:
         if self._member is None:
@@ -471,11 +512,10 @@ class Client:
                 self._store,
                 history=self._history,
                 learners=learners,
-                trust=lambda: self.trust,
+                trust=lambda: "nobody" if self._no else self.trust,
                 serial=lambda: self._seen().serial,
                 policy=self._rounds["policy"] or _participation.Policy(),
                 conditions=self._rounds["conditions"] or _participation.Conditions(),
-                budget=self._rounds["budget"],
                 now_ms=self._now_ms,
             )
         return self._member
@@ -521,7 +561,8 @@ class Client:
         )
         if offer.manifest.sha256 == have:
             with self._held():
-                self._store.put("seen", json.dumps(asdict(seen)).encode())
+                if seen.sequence >= self._seen().sequence or seen.serial > self._seen().serial:
+                    self._store.put("seen", json.dumps(asdict(seen)).encode())
             return "up_to_date"
 
         def fetched(kind: Literal["catalogue", "model"], blob: Blob) -> bytes:
@@ -530,7 +571,15 @@ class Client:
 
         catalogue, model = fetched("catalogue", manifest.catalogue), fetched("model", manifest.model)
         with self._held():
-            self._swap(self._shelf.put(offer, manifest, catalogue, model), seen)
+            _, seen = offer.check(  # another call may have been faster
+                app.root,
+                app_id=app.app_id,
+                population=app.population,
+                channel=app.channel,
+                now_ms=self._now_ms(),
+                seen=self._seen(),
+            )
+            self._swap(offer, manifest, catalogue, model, seen)
         return "updated"
 
     def _take_shipped(self, shipped: Path) -> None:
@@ -540,13 +589,16 @@ class Client:
         bundle, seen = Bundle.read(shipped), self._seen()
         if (bundle.seen.serial, bundle.seen.sequence) <= (seen.serial, seen.sequence):
             return
-        put = self._shelf.put(bundle.offer, bundle.manifest, catalogue_bytes(bundle.catalogue), bundle.model)
-        self._swap(put, replace(bundle.seen, at_ms=max(seen.at_ms, bundle.seen.at_ms)))
+        seen = replace(bundle.seen, at_ms=max(seen.at_ms, bundle.seen.at_ms))
+        self._swap(bundle.offer, bundle.manifest, catalogue_bytes(bundle.catalogue), bundle.model, seen)
 
-    def _swap(self, installed: Installed, seen: Seen) -> None:
-        """Goes over to a release; the lists are its own from the next call on."""
-        self._installed = installed
+    def _swap(self, offer: Offer, manifest: Manifest, catalogue: bytes, model: bytes, seen: Seen) -> None:
+        """Goes over to a release; the lists are its own from the next call on.
+
+        What was seen is written first: stopped in between, a device fetches the same once more, and nothing older.
+        """
         self._store.put("seen", json.dumps(asdict(seen)).encode())
+        self._installed = self._shelf.put(offer, manifest, catalogue, model)
         self._person = self._made()
         self._save()
 
@@ -569,7 +621,10 @@ class Client:
             refused=said.get("topics", ()),
             hidden=said.get("items", ()),
         )
-        kept, now = self._store.get("profile"), (self._store.n_events, self._store.last_id)
+        self._dropped = self._store.last_id - self._store.n_events
+        kept, now = None, (self._store.n_events, self._store.last_id)
+        with contextlib.suppress(StoreDamaged):  # it follows from the events
+            kept = self._store.get("profile")
         after = 0 if kept is None else _person.restored(person, kept, self._installed.name, now)
         for event in self._store.events(after=after):
             person.take(event)
@@ -578,6 +633,9 @@ class Client:
     def _save(self) -> None:
         from penchant.client import _person
 
+        if self._store.last_id - self._store.n_events != self._dropped:  # what was deleted is in no profile
+            self._store.delete("profile")
+            self._person = self._made()
         now = self._store.n_events, self._store.last_id
         self._store.put("profile", _person.kept(self._person, self._installed.name, now))
         self._unsaved = 0
@@ -607,34 +665,42 @@ _BUNDLE = "app.bundle"
 _UNITS = {"server": ["user", "interaction"], "own device": ["interaction"], "nobody": list[str]()}
 """What kinds of plan a person's trust agrees to: unit user is the server's to keep."""
 _TRUSTED = ("that the server adds its noise", "how it draws a cohort", "how many others are in a sum")
-_LEDGER, _REVOKE_S = "ledger.sqlite", 5.0
+_LEDGER, _PLANS, _REVOKE_S = "ledger.sqlite", "plans.json", 5.0
 _LOST = "every event, preference and profile on this device"
 _LOST_PLACE = ", and its place in rounds: it must enrol anew, and the budget that was spent stays spent"
 _LOST_BUDGET = ", its place in rounds, and the knowledge of which budget was spent: the server alone still counts it"
 
 
 def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:
-    """The app of a folder, and the bundle if it is another one than the folder had."""
-    from penchant.common.artifacts.bundle import Bundle
+    """The app of a folder, and where the bundle that was given lies in it."""
+    from penchant.common.artifacts.bundle import Bundle, write_whole
 
     kept = folder / _BUNDLE
+    if bundle is None and not kept.exists():
+        raise InvalidConfig("give bundle=, the app's .bundle file, the first time that a folder is opened")
+    before = None
+    if kept.exists():
+        try:
+            before = Bundle.app_of(kept)
+        except MalformedArtifact:
+            if bundle is None:
+                raise
     if bundle is None:
-        if not kept.exists():
-            raise InvalidConfig("give bundle=, the app's .bundle file, the first time that a folder is opened")
-        return Bundle.app_of(kept), None
-    data = bundle.read_bytes() if bundle.exists() else b""
-    if kept.exists() and kept.read_bytes() == data:
-        return Bundle.app_of(kept), None
-    read = Bundle.read(bundle)
-    if kept.exists() and (before := Bundle.app_of(kept)).app_id != read.app.app_id:
-        raise InvalidConfig(f"the folder is of the app {before.app_id!r}, the bundle of {read.app.app_id!r}")
-    beside = folder / f"{_BUNDLE}.part"
-    beside.write_bytes(data)
-    beside.replace(kept)
-    return read.app, kept
+        assert before is not None
+        return before, None
+    read = Bundle.app_of(bundle)
+    if before is not None and before.app_id != read.app_id:
+        raise InvalidConfig(f"the folder is of the app {before.app_id!r}, the bundle of {read.app_id!r}")
+    data = bundle.read_bytes()
+    if before is None or kept.read_bytes() != data:
+        Bundle.from_bytes(data)  # whole, before it takes the other's place
+        write_whole(kept, data)
+    return read, kept
 
 
-def _seen_by(left: tuple[Left, ...]) -> str:
+def _seen_by(left: tuple[Left, ...], unlisted: int) -> str:
+    if unlisted > 0:
+        return f"as before the last forget, which is not listed here: {unlisted} contributions left before it"
     if not left:
         return "nobody: nothing has left this device"
     if all(one.sealed for one in left):

@@ -39,5 +39,11 @@ def told(answer: Callable[[], _Answer]) -> _Answer:
 
 
 def left_s(until: float) -> float:
-    """Seconds until a time of the monotonic clock, at least 0."""
-    return max(0.0, until - time.monotonic())
+    """Seconds until a time of the monotonic clock.
+
+    Raises:
+        Unreachable: it is over, so nothing is asked any more.
+    """
+    if (left := until - time.monotonic()) <= 0:
+        raise error_of("DEADLINE_EXCEEDED")
+    return left

@@ -1,31 +1,31 @@
 """This device's membership in its population's rounds: enrolled once, then part of rounds as often as it may.
 
 What is kept, encrypted: the node key, the place in the roster, the plans, and a report of everything that left. Beside
-it, not encrypted and without a word of what the person did, lies the ledger: how often this device took part and what
-that cost. It outlives a `forget`, so that whoever begins anew does not spend the same budget twice.
+it, not encrypted and without a word of what the person did, lie the ledger and the plans: how often this device took
+part and what that cost. They outlive a `forget`, so that whoever begins anew does not spend the same budget twice.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from penchant.client import _enrolment
 from penchant.client._participation import Conditions, Outcome, Participation, Policy, Report, fleet, promise
-from penchant.client._store import Store, tombstone
+from penchant.client._store import Store
 from penchant.client._transport import new_node_key
 from penchant.client._types import Trust
 from penchant.client.node import Learners
-from penchant.common.artifacts.bundle import App
+from penchant.common.artifacts.bundle import App, write_whole
 from penchant.common.errors import PenchantError
 from penchant.common.interactions import Interactions
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan
 
-LEDGER = "ledger.sqlite"
+LEDGER, PLANS = "ledger.sqlite", "plans.json"
 
 
 class Reports:
@@ -53,7 +53,6 @@ class Membership:
     Args:
         history: the person's interactions, as a population of one.
         learners: over the catalogue in use.
-        budget: ε that this device may spend in all; None leaves it to the plans.
         serial: highest of a release key's certificate that was seen.
     """
 
@@ -69,12 +68,11 @@ class Membership:
         serial: Callable[[], int],
         policy: Policy,
         conditions: Conditions,
-        budget: float | None,
         now_ms: Callable[[], int],
     ) -> None:
         self._path, self._app, self._store = folder / LEDGER, app, store
         self._history, self._learners, self._trust, self._serial = history, learners, trust, serial
-        self._policy, self._conditions, self._budget = policy, conditions, budget
+        self._policy, self._conditions = policy, conditions
         self._now_ms = now_ms
         self.reports = Reports(store)
         self._part: tuple[str, Participation, Ledger] | None = None
@@ -83,35 +81,37 @@ class Membership:
     def plan(self) -> PrivacyPlan | None:
         """The one enrolled under; None where this device is not."""
         kept = self._kept()
-        return None if kept is None else PrivacyPlan.from_json(kept["plans"][-1])
+        return None if kept is None else PrivacyPlan.from_json(kept["plan"])
 
-    def enrol(self, token: str, deadline_s: float) -> PrivacyPlan:
-        """Registers this device, with the key it had or a new one.
-
-        Raises:
-            PenchantError: as `_enrolment.enrol`; nothing changed but that a key may have been made.
-        """
+    def key(self) -> bytes:
+        """This device's private key: the one it has, or a new one, kept before its public half is anywhere."""
         if (key := self._store.get("node_key")) is None:
             key = new_node_key()
-            self._store.put("node_key", key)  # before its public half is anywhere
-        found = _enrolment.enrol(self._app, token, key, deadline_s=deadline_s)
+            self._store.put("node_key", key)
+        return key
+
+    def joined(self, place: int, plan: str) -> None:
+        """This device is in the roster now."""
         self.close()
-        plans = [*(plan for plan in self._plans() if plan != found.plan), found.plan]
-        self._store.put("member", json.dumps({"place": found.place, "plans": plans}).encode())
-        return PrivacyPlan.from_json(found.plan)
+        plans = [*(one for one in self._plans() if one != plan), plan]
+        write_whole(self._path.with_name(PLANS), json.dumps(plans).encode())  # public, and needed after a forget
+        self._store.put("member", json.dumps({"place": place, "plan": plan}).encode())
+
+    def ready(self) -> bool:
+        """Makes what takes part, where this device is enrolled; whether it is. For one thread at a time."""
+        return self._participation() is not None
 
     def once(self, deadline_s: float) -> Outcome | None:
-        """Takes part in the next round that asks; None where this device is not enrolled."""
-        if (part := self._participation()) is None:
+        """Takes part in the next round that asks; None where it is not `ready`."""
+        if (made := self._part) is None:
             return None
-        outcome = part.once(deadline_s)
-        self._note(part)
+        outcome = made[1].once(deadline_s)
+        self._note(made[1])
         return outcome
 
     def start(self) -> bool:
         """Takes part in the background; whether it began."""
-        part = self._participation()
-        return part is not None and part.start()
+        return self._part is not None and self._part[1].start()
 
     def stop(self) -> None:
         """Ends the background, within a second; nothing leaves from then on."""
@@ -124,6 +124,11 @@ class Membership:
         if self._part is not None:
             self._part[1].policy = self._allowed()
 
+    def withdraw(self) -> None:
+        """Nothing leaves from here on, whatever is written down where."""
+        if self._part is not None:
+            self._part[1].policy = replace(self._part[1].policy, consent=False)
+
     def spent(self) -> tuple[int, str]:
         """Rounds taken part in under the plan, and ε of this device's own noise in words; "" where the server's."""
         plan, ledger = self.plan, self._ledger()
@@ -135,17 +140,10 @@ class Membership:
             return taken, ""
         return taken, str(replace(found, epsilon=ledger.spent(0).epsilon, accountant=ledger.spent(0).accountant))
 
-    def tombstone(self) -> Mapping[str, Any]:
-        """What may outlive a forget: which rounds were taken part in, under which plans; nothing of what was done."""
+    def rounds(self) -> list[int]:
+        """Every round that this device was in, under whichever plan, also before a forget."""
         ledger = self._ledger()
-        rounds = [] if ledger is None else [entry.round for entry in ledger.entries if entry.kind == "participation"]
-        return {
-            "app_id": self._app.app_id,
-            "population": self._app.population,
-            "participations": len(rounds),
-            "last_round": max(rounds, default=0),
-            "plans": self._plans(),
-        }
+        return [] if ledger is None else [e.round for e in ledger.entries if e.kind == "participation"]
 
     def revoke(self, deadline_s: float) -> bool | None:
         """Asks the server to take this device out; None where it never enrolled."""
@@ -166,8 +164,11 @@ class Membership:
 
     def _plans(self) -> list[str]:
         """Every plan that this device enrolled under, also before a forget, as JSON; the newest last."""
-        before, kept = tombstone(self._path.parent) or {}, self._kept() or {}
-        return list(dict.fromkeys([*before.get("plans", ()), *kept.get("plans", ())]))
+        try:
+            found = json.loads(self._path.with_name(PLANS).read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [plan for plan in found if isinstance(plan, str)] if isinstance(found, list) else []
 
     def _kept(self) -> dict[str, Any] | None:
         data = self._store.get("member")
@@ -188,18 +189,14 @@ class Membership:
         kept, key = self._kept(), self._store.get("node_key")
         if kept is None or key is None:
             return None
-        if self._part is not None and self._part[0] == kept["plans"][-1]:
+        if self._part is not None and self._part[0] == kept["plan"]:
             self._part[1].serial = max(self._part[1].serial, self._serial())
             return self._part[1]
         self.close()
-        *earlier, plan = map(PrivacyPlan.from_json, [*self._plans(), kept["plans"][-1]])
+        plan = PrivacyPlan.from_json(kept["plan"])
+        earlier = [PrivacyPlan.from_json(one) for one in self._plans()]
         ledger = Ledger(
-            plan.population,
-            delta=plan.delta,
-            budget=self._budget,
-            app_id=self._app.app_id,
-            path=self._path,
-            now_ms=self._now_ms,
+            plan.population, delta=plan.delta, app_id=self._app.app_id, path=self._path, now_ms=self._now_ms
         )
         part = Participation(
             app=self._app,
@@ -213,15 +210,19 @@ class Membership:
             policy=self._allowed(),
             conditions=self._conditions,
             journal=self.reports,
-            serial=self._serial(),
+            serial=max(kept.get("serial", 0), self._serial()),
             node_id=kept.get("node_id"),
             now_ms=self._now_ms,
         )
-        self._part = (kept["plans"][-1], part, ledger)
+        self._part = (kept["plan"], part, ledger)
         return part
 
     def _note(self, part: Participation) -> None:
-        """Keeps the number that the server knows this device by: it spares a minute after a crash."""
+        """Keeps what the next start needs: the number that the server knows this device by, and the newest key seen."""
         kept = self._kept()
-        if kept is not None and part.node_id is not None and kept.get("node_id") != part.node_id:
-            self._store.put("member", json.dumps({**kept, "node_id": part.node_id}).encode())
+        if kept is None:
+            return
+        now = {**kept, "serial": max(part.serial, kept.get("serial", 0))}
+        now |= {} if part.node_id is None else {"node_id": part.node_id}
+        if now != kept:
+            self._store.put("member", json.dumps(now).encode())

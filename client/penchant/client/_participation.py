@@ -52,7 +52,7 @@ from penchant.common.errors import (
 )
 from penchant.common.interactions import Interactions
 from penchant.common.privacy import accounting
-from penchant.common.privacy.events import Gaussian
+from penchant.common.privacy.events import Event, Gaussian
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan
 from penchant.common.streams import Streams
@@ -106,6 +106,7 @@ class Policy:
         sealed: answers leave only sealed to the round's key.
         idle, charging, unmetered: that the conditions of these names must hold.
         max_participations: in rounds of one plan; None leaves it to the plan's own cap, which holds anyway.
+        budget: ε that this device may spend in all rounds together; None leaves it to the plans, and to the ledger's.
         rounds_apart: server rounds to sit out after one that this device was in.
     """
 
@@ -116,6 +117,7 @@ class Policy:
     charging: bool = True
     unmetered: bool = True
     max_participations: int | None = None
+    budget: float | None = None
     rounds_apart: int = 0
 
     def __post_init__(self) -> None:
@@ -123,6 +125,8 @@ class Policy:
             raise InvalidConfig(f"trust is one of {', '.join(get_args(Trust))}, not {self.trust!r}")
         if self.rounds_apart < 0 or (self.max_participations is not None and self.max_participations < 0):
             raise InvalidConfig("rounds_apart and max_participations must be ≥ 0")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise InvalidConfig(f"a budget must be positive and finite, not {self.budget}")
 
 
 def _unknown() -> bool:
@@ -703,25 +707,31 @@ class Participation:
         cap = plan.max_participations if mine is None else min(mine, plan.max_participations)
         if self._ledger.participations(_ME, plan.digest) >= cap:
             return Refusal.CAP_REACHED
-        if self._ledger.budget is None or plan.unit == "none":
+        budgets = [b for b in (self._policy.budget, self._ledger.budget) if b is not None]
+        if not budgets or plan.unit == "none":
             return None
-        if plan.unit == "interaction":  # to the last bit when it is charged
-            return Refusal.BUDGET_EXHAUSTED if self._ledger.spent(_ME).epsilon >= self._ledger.budget else None
         if (spent := self._spent()) is None:
             return Refusal.BUDGET_EXHAUSTED
-        after = [*spent, Gaussian(noise_multiplier=min(s.charged_multiplier for s in plan.sums))]
-        over = accounting.GDP.epsilon(after, self._ledger.delta, self._ledger.neighbours) > self._ledger.budget
-        return Refusal.BUDGET_EXHAUSTED if over else None
+        cost = plan.device_event() or Gaussian(noise_multiplier=min(s.charged_multiplier for s in plan.sums))
+        bound = accounting.epsilon((*spent, cost), self._ledger.delta, self._ledger.neighbours, plan.unit)
+        return Refusal.BUDGET_EXHAUSTED if bound.epsilon > min(budgets) else None
 
-    def _spent(self) -> list[Gaussian] | None:
-        """What this device's participations cost with unit user, if the server adds the noise that it promised.
+    def _spent(self) -> list[Event] | None:
+        """What this device's participations cost: its own noise, or with unit user the server's if it adds that.
 
         One that was charged and then cancelled counts. The coins of a sampled plan are left out: this device knows when
-        it was drawn. None where one is of a plan that is not at hand, or promised nothing: no budget covers that.
+        it was drawn. None where no budget covers them all: one of a plan that is not at hand or promised nothing, or of
+        the other unit, as the two are never mixed.
         """
-        spent = []
+        spent: list[Event] = []
+        own = self._plan.device is not None
         for entry in self._ledger.entries:
-            if entry.kind != "participation" or entry.event is not None:
+            if entry.kind != "participation":
+                continue
+            if (entry.event is not None) != own:
+                return None
+            if entry.event is not None:
+                spent.append(entry.event)
                 continue
             plan = self._plans.get(entry.plan)
             if plan is None or (event := plan.event(entry.round)) is None:

@@ -72,12 +72,20 @@ class Person:
         length = np.nan if place is None or durations is None else durations[place]
         return strength.of_dwell(event.dwell_s, length) if length > 0 else by_kind
 
+    def said(self, event: Event) -> float | None:
+        """Its strength; None where the app no longer has one for its kind or scale."""
+        try:
+            return self.strength(event)
+        except InvalidConfig:
+            return None
+
     def take(self, event: Event) -> None:
         """One event, newer than all before. One of an item that this catalogue does not have waits for another."""
         self.n_events += 1
         if (place := self.catalogue.index.get(event.item)) is None:
             return
-        said = self.strength(event)
+        if (said := self.said(event)) is None:
+            return
         self.profile.update(place, strength=said, context=event.context, time=event.at_ms)
         self._worked = None
 
@@ -176,11 +184,12 @@ class Person:
 
 def history(person: Person, events: Iterable[Event]) -> History:
     """What a learner trains on: the events of items that the catalogue has, oldest first."""
-    known = [event for event in events if event.item in person.catalogue.index]
+    index = person.catalogue.index
+    known = [(event, said) for event in events if event.item in index and (said := person.said(event)) is not None]
     return History(
-        np.array([person.catalogue.index[event.item] for event in known], np.int32),
-        np.array([event.at_ms for event in known], np.int64),
-        np.array([person.strength(event) for event in known], np.float32),
+        np.array([index[event.item] for event, _ in known], np.int32),
+        np.array([event.at_ms for event, _ in known], np.int64),
+        np.array([said for _, said in known], np.float32),
     )
 
 

@@ -116,6 +116,9 @@ class Event:
             raise InvalidConfig("item and kind of an event are texts that are not empty")
         if isinstance(self.at_ms, bool) or not isinstance(self.at_ms, int) or not 0 <= self.at_ms < 1 << 63:
             raise InvalidConfig("at_ms of an event is a whole number of milliseconds since 1970")
+        numbers = (self.strength, self.dwell_s, self.rating)
+        if not all(x is None or (isinstance(x, int | float) and not isinstance(x, bool)) for x in numbers):
+            raise InvalidConfig("strength, dwell_s and rating of an event are numbers, or None")
         if self.strength is not None and not 0.0 <= self.strength <= 1.0:  # also refuses NaN
             raise InvalidConfig("strength must be in [0, 1]")
         if not (self.dwell_s is None or 0.0 <= self.dwell_s < math.inf):

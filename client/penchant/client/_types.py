@@ -172,6 +172,7 @@ class Forgotten:
 
     Attributes:
         key_destroyed: the key of everything that was stored is gone: what is left of the file is noise.
+        undone: what must be destroyed by hand; nothing of it opens what was stored.
         kept: what stays, and nothing of it says what the person did.
         lost: what this costs, in a sentence.
         revoked: whether the server took the device out; None where it was not asked.
@@ -180,4 +181,5 @@ class Forgotten:
     key_destroyed: bool
     kept: Mapping[str, Any]
     lost: str
+    undone: tuple[str, ...] = ()
     revoked: bool | None = None
