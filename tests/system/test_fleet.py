@@ -360,4 +360,4 @@ def test_devices_take_part_sealed_and_come_back_after_the_server_is_killed(serve
     assert [[str(o) for o in one.outcomes if o.took_part] for one in devices] == [
         ["took part in round 1", "took part in round 2"]
     ] * N_USERS
-    assert "penchant-rounds" not in [thread.name for thread in threading.enumerate()]
+    within(5, "no thread is left", lambda: "penchant-rounds" not in [one.name for one in threading.enumerate()])
