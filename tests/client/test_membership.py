@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,8 +30,13 @@ from penchant.common.errors import (
     Unreachable,
     UntrustedArtifact,
 )
+from penchant.common.learners import registry
+from penchant.common.learners.contract import State
 from penchant.common.privacy.plan import PrivacyPlan, SumSpec
+from penchant.common.streams import Streams
 from penchant.common.wire import Order
+from penchant.simulations.plans import federated
+from penchant.simulations.settings import SimulationConfig, rows
 from tests.certificates import Tls, tls
 from tests.client.apps import CATALOGUE, DAY, NOW, Operator
 
@@ -98,6 +103,8 @@ class Fleet:
         self.tasks: list[Order] = []
         self.openers: list[RoundOpener] = []
         self.answers: list[Answer] = []
+        self.state: State = {"popularity": np.zeros(60, np.float32)}
+        self.task: tuple[str, Mapping[str, Any]] = ("cooccurrence", SETTINGS)
 
     def open_round(self, number: int, plan: PrivacyPlan = PLAN, *, serial: int = 1) -> None:
         opener = RoundOpener(
@@ -116,8 +123,8 @@ class Fleet:
                 round=number,
                 attempt=0,
                 plan=plan,
-                learner="cooccurrence",
-                settings=SETTINGS,
+                learner=self.task[0],
+                settings=self.task[1],
                 users=(0,),
                 round_key=opener.statement.to_bytes().decode(),
                 certificate=certificate.to_bytes().decode(),
@@ -131,7 +138,7 @@ class Fleet:
         return Task(app="films/rounds", kind="train", handle=self.tasks.pop(0)) if self.tasks else None
 
     def fetch(self, task: Task) -> Content:
-        return Content(order=task.handle.to_flat(), state={"popularity": np.zeros(60, np.float32)})
+        return Content(order=task.handle.to_flat(), state=self.state)
 
     def reply(self, task: Task, answer: Answer) -> None:
         self.answers.append(answer)
@@ -148,19 +155,22 @@ class World:
         authority = tls()
         self.registrar, self.fleet, self.state = Registrar(authority), Fleet(), tmp_path / "state"
         monkeypatch.setattr(membership, "fleet", lambda app, key: lambda node_id: self.fleet)
-        model = OPERATOR.model(0)
-        promised = PLAN.guarantee()
-        assert promised is not None
-        offer = OPERATOR.offer(1, model, plan=PLAN.to_json(), guarantee=asdict(promised))
         self.bundle = tmp_path / "films.bundle"
-        app = replace(
+        self.app = replace(
             OPERATOR.app,
             fleet="127.0.0.1:1",
             enrolment=f"127.0.0.1:{self.registrar.port}",
             ca=authority.ca.decode(),
             publisher="films/rounds",
         )
-        Bundle.write(self.bundle, app, OPERATOR.root, offer, catalogue=CATALOGUE, model=model)
+        self.sign(PLAN)
+
+    def sign(self, plan: PrivacyPlan, **task: Any) -> None:
+        """Ships a bundle whose release is of this plan."""
+        promised, model = plan.guarantee(), OPERATOR.model(0)
+        assert promised is not None
+        offer = OPERATOR.offer(1, model, plan=plan.to_json(), guarantee=asdict(promised), **task)
+        Bundle.write(self.bundle, self.app, OPERATOR.root, offer, catalogue=CATALOGUE, model=model)
 
     def device(self, **options: Any) -> Client:
         given: dict[str, Any] = {"trust": "server", "conditions": ALWAYS, "policy": RoundPolicy(), **options}
@@ -409,3 +419,32 @@ def until(holds: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("not within ten seconds")
+
+
+def test_a_device_that_trusts_itself_alone_sends_what_its_own_noise_covers(world: World) -> None:
+    asked = SimulationConfig(unit="interaction", learner="fedavg", rounds=2, cohort=16, epsilon=8.0, delta=1e-5)
+    (row,) = [r for r in rows(asked) if r.name == "fedavg+opacus"]
+    made = federated(row, asked, 100)
+    learner = registry.build(made.learner, made.settings, CATALOGUE)
+    state = learner.released(learner.init(Streams(0)))
+    world.sign(made.plan, learner=made.learner, settings=made.settings)
+    world.registrar.plan = made.plan
+    world.fleet.state, world.fleet.task = state, (made.learner, made.settings)
+    with world.device(trust="own device") as me:
+        for i in range(40):
+            me.observe(f"film:{i}", "watch")
+        me.enrol("good")
+        world.fleet.open_round(1, made.plan)
+        found = me.sync(60)
+        assert (found.round, found.reason, found.why) == (1, "", "")
+        privacy = me.privacy()
+        assert "unit interaction" in privacy.left[0].guarantee
+        assert "unit interaction" in privacy.spent
+        assert "trust own device" in privacy.spent
+    (answer,) = world.fleet.answers
+    assert isinstance(answer, Sum)
+    assert isinstance(answer.content, bytes)
+    sums = world.fleet.openers[0].open(answer.content)
+    assert sums.keys() == learner.shapes(state).keys()
+    assert all(np.isfinite(values).all() for values in sums.values())
+    assert (sums["item.weight"] != 0).all()  # rows of items that the person never met as well: noise is everywhere
