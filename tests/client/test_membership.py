@@ -447,4 +447,6 @@ def test_a_device_that_trusts_itself_alone_sends_what_its_own_noise_covers(world
     sums = world.fleet.openers[0].open(answer.content)
     assert sums.keys() == learner.shapes(state).keys()
     assert all(np.isfinite(values).all() for values in sums.values())
-    assert (sums["item.weight"] != 0).all()  # rows of items that the person never met as well: noise is everywhere
+    # Rows of items that the person never met as well: noise is everywhere. It lies on a grid, where one number of some
+    # thousand is 0; a whole row of 32 is by chance in fewer than 1 of 1e90 runs.
+    assert (sums["item.weight"] != 0).any(axis=1).all()
