@@ -65,7 +65,7 @@ def test_public_names_are_these() -> None:
     assert all(hasattr(penchant.client, name) for name in penchant.client.__all__)
     assert dir(penchant.client) == penchant.client.__all__
     with pytest.raises(AttributeError, match="Klient"):
-        penchant.client.Klient  # noqa: B018
+        penchant.client.Klient  # noqa: B018  # that reading it raises
 
 
 def test_importing_the_sdk_loads_no_numpy_and_no_server(state: Path) -> None:
@@ -177,7 +177,7 @@ def test_not_this_topic_holds_until_it_is_taken_back(state: Path, bundle: Path) 
 
 def test_feedback_of_no_known_kind_or_topic_is_refused(me: Client) -> None:
     with pytest.raises(InvalidConfig, match="did you mean 'dislike'"):
-        me.feedback("film:1", "dislke")  # type: ignore[arg-type]
+        me.feedback("film:1", "dislke")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InvalidConfig, match="did you mean 'Horror'"):
         me.feedback("film:1", "not_this_topic", topic="Horor")
     with pytest.raises(InvalidConfig, match="no item"):
@@ -242,7 +242,7 @@ def test_folders_and_numbers_that_cannot_be_are_typed_errors(state: Path, bundle
     with pytest.raises(MalformedArtifact):
         opened(state, tmp_path)
     with opened(state, bundle) as me, pytest.raises(InvalidConfig, match="numbers"):
-        me.observe("film:1", strength="1")  # type: ignore[arg-type]
+        me.observe("film:1", strength="1")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_events_that_retention_drops_are_in_no_profile(state: Path, bundle: Path) -> None:
@@ -324,7 +324,7 @@ def test_nothing_was_agreed_until_it_was(state: Path, bundle: Path) -> None:
         me.agree("nobody")
         assert (me.privacy().consented_ms, me.privacy().consent) == (NOW + DAY, "")
     with pytest.raises(InvalidConfig, match="did you mean 'server'"), opened(state) as me:
-        me.agree("serve")  # type: ignore[arg-type]
+        me.agree("serve")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_privacy_says_the_releases_epsilon_with_all_that_gives_it_a_meaning(me: Client) -> None:

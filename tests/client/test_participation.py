@@ -687,7 +687,7 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="roster"):
         device(Server(), place=-1)
     with pytest.raises(InvalidConfig, match="trust"):
-        Policy(trust="nobody")  # type: ignore[arg-type]
+        Policy(trust="nobody")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InvalidConfig, match="rounds_apart"):
         Policy(rounds_apart=-1)
 

@@ -25,11 +25,11 @@ FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 
 def event(item: str = "film:603", at_ms: int = T0, **rest: object) -> Event:
-    return Event(item=item, kind="watch", at_ms=at_ms, **rest)  # type: ignore[arg-type]
+    return Event(item=item, kind="watch", at_ms=at_ms, **rest)  # type: ignore[arg-type]  # of mixed types
 
 
 def opened(folder: Path, **rest: object) -> Store:
-    return Store.open(folder / "s", key=KeyFile(folder / "key"), **{"now_ms": lambda: T0, **rest})  # type: ignore[arg-type]
+    return Store.open(folder / "s", key=KeyFile(folder / "key"), **{"now_ms": lambda: T0, **rest})  # type: ignore[arg-type]  # of mixed types
 
 
 def items(store: Store) -> list[str]:
@@ -149,7 +149,7 @@ def test_an_error_inside_a_transaction_that_is_swallowed_still_undoes_all(
 )
 def test_an_event_that_cannot_be_kept_is_refused_where_it_is_made(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidConfig):
-        Event(**{"item": "a", "kind": "view", "at_ms": 0, **wrong})  # type: ignore[arg-type]
+        Event(**{"item": "a", "kind": "view", "at_ms": 0, **wrong})  # type: ignore[arg-type]  # of mixed types
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
         list(store.events())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no CUDA device needed, but POSIX permissions are")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX file permissions")
 def test_only_its_owner_may_read_the_folder_and_its_files(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir(mode=0o755)
     with opened(tmp_path) as store:
@@ -267,7 +267,7 @@ def test_a_clock_that_jumps_ahead_or_back_deletes_nothing_but_a_right_one_still_
 @pytest.mark.parametrize("wrong", [{"days": 0.0}, {"days": float("nan")}, {"max_events": 0}])
 def test_a_retention_that_keeps_nothing_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidConfig):
-        Retention(**wrong)  # type: ignore[arg-type]
+        Retention(**wrong)  # type: ignore[arg-type]  # of mixed types
 
 
 def test_without_limits_all_is_kept(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ RECORDS = {"profile": bytes(range(256)) * 80, "consent": b"yes", "preferences": 
 
 
 def opened(folder: Path, **rest: object) -> Store:
-    return Store.open(folder / "s", key=KeyFile(folder / "key"), now_ms=lambda: T0, **rest)  # type: ignore[arg-type]
+    return Store.open(folder / "s", key=KeyFile(folder / "key"), now_ms=lambda: T0, **rest)  # type: ignore[arg-type]  # of mixed types
 
 
 @pytest.fixture(scope="module")

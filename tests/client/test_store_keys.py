@@ -118,7 +118,7 @@ def test_a_cost_that_scrypt_cannot_take_is_refused(cost: dict[str, int]) -> None
         source.load({**parameters, **cost})
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no CUDA device needed, but POSIX permissions are")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX file permissions")
 def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
     key = KeyFile(tmp_path / "key")
     Store.open(tmp_path / "s", key=key).close()
@@ -171,7 +171,7 @@ def test_without_a_keyring_a_new_store_keeps_its_key_in_a_file_beside_it(
 
 def system_keyring(monkeypatch: pytest.MonkeyPatch, backend: object) -> None:
     module = types.ModuleType("keyring")
-    module.get_keyring = lambda: backend  # type: ignore[attr-defined]
+    module.get_keyring = lambda: backend  # type: ignore[attr-defined]  # a fake module
     monkeypatch.setitem(sys.modules, "keyring", module)
 
 

@@ -241,5 +241,13 @@ def _unzipped(data: bytes, wanted: Sequence[str] = _FILES) -> Mapping[str, bytes
             if any(found[name].file_size > MAX_BLOB or found[name].compress_type for name in wanted):
                 raise MalformedArtifact("a bundle with a compressed or far too large file; ask for it again")
             return {name: archive.read(found[name]) for name in wanted}
-    except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+    except (  # all that zipfile raises for bytes that are no archive, or of a kind that it does not read
+        zipfile.BadZipFile,
+        struct.error,
+        ValueError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ):
         raise MalformedArtifact("not a bundle, or one cut short; ask for it again") from None
