@@ -1,19 +1,24 @@
 """The round loop's decisions: who is asked, what is accepted, what is charged and released. It knows no transport.
 
-    open   budget checked first, cohort drawn, one order per node that hosts a drawn user
-    close  replies checked and summed, the ledger charged, the noised sum released and applied
+    open     budget checked first, cohort drawn, one order per node that hosts a drawn user
+    close    replies checked and summed, the ledger charged, the noised sum released and applied
+    abandon  nothing of the round is released; the next try draws everything afresh
+
+    planned ──► drawn ──► training ──► aggregating ──► charged ──► released
+       └───────────┴──────────┴────────────┴──────────────┴─────► abandoned
 
 A reply that is malformed, late, a duplicate or an error is counted by reason and left out; it changes neither the noise
-nor the divisor. A round with no reply at all still releases noise and is still charged.
+nor the divisor. A round with no reply at all still releases noise and is still charged, unless a minimum was asked for:
+then it is abandoned, and that this happened is exact and not charged.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +33,8 @@ from penchant.common.privacy.sums import WITHIN, PrivateSum
 from penchant.common.streams import Streams
 from penchant.common.wire import Order, Reply
 
+Phase = Literal["planned", "drawn", "training", "aggregating", "charged", "released", "abandoned"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
@@ -41,18 +48,24 @@ class RoundRecord:
         refused: replies left out, by reason.
         seconds: from the draw to the release.
         bytes_down, bytes_up: of the state and of one contribution, as arrays, for each drawn user.
+        abandoned: why nothing was released; "" where it was.
     """
 
     round: int
     attempt: int
     sum: str
-    drawn: int
-    nodes: int
-    answered: int
-    refused: Mapping[str, int]
-    seconds: float
-    bytes_down: int
-    bytes_up: int
+    drawn: int = 0
+    nodes: int = 0
+    answered: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    abandoned: str = ""
+
+
+Watch = Callable[[Phase, RoundRecord], None]
+"""Told of every change of phase, with what is known of the round by then, before anything follows from it."""
 
 
 @dataclass
@@ -78,6 +91,10 @@ class Rounds:
         roster: users of each node, fixed at enrolment; their sum is the plan's n_users.
         settings: the learner's config as plain types, for the orders.
         streams: coins and noise; seeded only in research.
+        watch: told of every change of phase. What it raises stops the round where it is.
+        attempts: tries at a round so far, whatever became of them; the ledger's charges if None.
+        minimum: answers below which a round is abandoned.
+        enough: answers after which no more are read, where no sampling is claimed; 0 reads all.
 
     Raises:
         InvalidConfig: plan, roster, ledger and learner do not belong together.
@@ -94,7 +111,13 @@ class Rounds:
         ledger: Ledger,
         streams: Streams,
         progress: Progress | None = None,
+        watch: Watch = lambda phase, record: None,
+        attempts: Callable[[int], int] | None = None,
+        minimum: int = 0,
+        enough: int = 0,
     ) -> None:
+        if enough and plan.sampling == "poisson":
+            raise InvalidConfig("poisson sampling waits for everybody drawn: set enough = 0")
         if sum(roster) != plan.n_users:
             raise InvalidConfig(f"the roster holds {sum(roster)} users and the plan {plan.n_users}")
         if ledger.population != plan.population:
@@ -109,8 +132,11 @@ class Rounds:
         self.progress = progress or Progress(learner.init(streams), np.zeros(plan.n_users, np.int64))
         if any(plan.event(r) and not ledger.attempts(r, plan.digest) for r in range(1, self.progress.done + 1)):
             raise PrivacyRefused("this ledger lacks charges of rounds that were released: go on with the one they had")
+        self._watch, self._minimum, self._enough = watch, minimum, enough
+        self._attempts = attempts or (lambda number: ledger.attempts(number, plan.digest))
         self._asked: dict[int, Order] | None = None
-        self._participations, self._started, self._attempt = self.progress.participations, 0.0, 0
+        self._participations, self._started = self.progress.participations, 0.0
+        self._now = RoundRecord(round=0, attempt=0, sum="")
 
     @property
     def n_nodes(self) -> int:
@@ -133,7 +159,7 @@ class Rounds:
     @property
     def asked(self) -> tuple[int, int]:
         """Round and attempt that replies are awaited for."""
-        return self.progress.done + 1, self._attempt
+        return self._now.round, self._now.attempt
 
     def open(self) -> dict[int, Order]:
         """Draws the next round's cohort: an order for each node that hosts one of the drawn.
@@ -143,17 +169,18 @@ class Rounds:
             InvalidConfig: every round is done.
         """
         number = self.progress.done + 1
+        spec, attempt = self.plan.spec(number), self._attempts(number)
+        self._started = time.perf_counter()
+        self._tell("planned", RoundRecord(round=number, attempt=attempt, sum=spec.name))
         if (event := self.plan.event(number)) is not None:
             self.ledger.check(event, plan=self.plan.digest, cap=self.plan.charged_cap, round=number)
-        self._started = time.perf_counter()
-        self._attempt = self.ledger.attempts(number, self.plan.digest)
         self._participations = self.progress.participations.copy()
-        drawn = draw(self.plan, number, self._attempt, self._participations, self._streams)
+        drawn = draw(self.plan, number, attempt, self._participations, self._streams)
         nodes, starts = np.unique(np.searchsorted(self._first, drawn, side="right") - 1, return_index=True)
         self._asked = {
             node: Order(
                 round=number,
-                attempt=self._attempt,
+                attempt=attempt,
                 plan=self.plan,
                 learner=self.learner.name,
                 settings=self._settings,
@@ -161,10 +188,33 @@ class Rounds:
             )
             for node, own in zip(nodes.tolist(), np.split(drawn, starts[1:]), strict=False)  # nobody is one part too
         }
+        self._tell("drawn", drawn=len(drawn), nodes=len(self._asked))
         return self._asked
 
+    def abandon(self, why: str) -> RoundRecord:
+        """Gives a round up, at whichever point. What was charged stays charged.
+
+        Args:
+            why: of a few fixed words, since it is shown and counted.
+
+        Raises:
+            InvalidConfig: no round was begun.
+        """
+        if not self._now.round or self._now.round <= self.progress.done or self._now.abandoned:
+            raise InvalidConfig("no round is open")
+        self._asked = None
+        self._tell("abandoned", seconds=time.perf_counter() - self._started, abandoned=why)
+        return self._now
+
+    def _tell(self, phase: Phase, record: RoundRecord | None = None, **known: Any) -> None:
+        self._now = replace(record or self._now, **known)
+        self._watch(phase, self._now)
+
     def close(self, replies: Iterable[Reply]) -> RoundRecord:
-        """Sums what came, charges, releases and applies.
+        """Sums what came, charges, releases and applies; or abandons the round where too few came.
+
+        Args:
+            replies: read one at a time, so that a cohort need not fit in memory.
 
         Raises:
             BudgetExhausted: the ledger has no room any more; nothing was released.
@@ -172,13 +222,14 @@ class Rounds:
         """
         if self._asked is None:
             raise InvalidConfig("no round is open")
-        number, state = self.progress.done + 1, self.progress.state
+        number, state = self._now.round, self.progress.state
         spec, shapes = self.plan.spec(number), self.learner.shapes(state)
         clip_norm = spec.bound(state)
         event = self.plan.event(number)
         total = PrivateSum(shapes, spec, clip_norm, event)
         heard: set[int] = set()
         refused: Counter[str] = Counter()
+        self._tell("training")
         for reply in replies:
             reason = _refusal(reply, self.asked, self._asked, heard)
             if not reason:
@@ -189,27 +240,27 @@ class Rounds:
                     reason = "malformed" if reply.arrays is not None else "error"
             if reason:
                 refused[reason] += 1
+            elif self._enough and len(heard) >= self._enough:
+                break
+        self._tell("aggregating", answered=len(heard), refused=dict(refused))
+        if len(heard) < self._minimum:
+            return self.abandon("too few answers")
         receipt = None
         if event is not None:
             receipt = self.ledger.charge(
                 number, event, plan=self.plan.digest, cap=self.plan.charged_cap, model=content_digest(state)
             )
-            self._attempt = receipt.attempt  # of the charge itself: no two charges ever share their noise
-        noisy = total.release(Noise(self._streams.key("noise", number, self._attempt)), receipt)
+        charge = self._now.attempt if receipt is None else receipt.attempt  # no two charges ever share their noise
+        self._tell("charged")
+        noisy = total.release(Noise(self._streams.key("noise", number, charge)), receipt)
         if receipt is not None:
             self.ledger.released(receipt, content_digest(noisy))
-        drawn = sum(len(order.users) for order in self._asked.values())
-        record = RoundRecord(
-            round=number,
-            attempt=self._attempt,
-            sum=spec.name,
-            drawn=drawn,
-            nodes=len(self._asked),
-            answered=len(heard),
-            refused=dict(refused),
+        record = replace(
+            self._now,
+            attempt=max(charge, self._now.attempt),
             seconds=time.perf_counter() - self._started,
-            bytes_down=drawn * sum(np.asarray(v).nbytes for v in self.learner.released(state).values()),
-            bytes_up=drawn * sum(4 * int(np.prod(shape)) for shape in shapes.values()),
+            bytes_down=self._now.drawn * sum(np.asarray(v).nbytes for v in self.learner.released(state).values()),
+            bytes_up=self._now.drawn * sum(4 * int(np.prod(shape)) for shape in shapes.values()),
         )
         within = noisy.pop(WITHIN, None)
         after = self.learner.apply(state, noisy, self.plan.divisor)
@@ -223,6 +274,7 @@ class Rounds:
             [*self.progress.records, record],
         )
         self._asked = None
+        self._tell("released", record)
         return record
 
 
