@@ -31,6 +31,7 @@ from penchant.common.artifacts.manifest import Blob, Offer, Seen
 from penchant.common.artifacts.signing import PublicKey, from_json, text
 from penchant.common.errors import InvalidConfig, MalformedArtifact, NotServed, PenchantError
 from penchant.common.statuses import status_of
+from penchant.server.folder import sync
 
 log = logging.getLogger("penchant.server")
 SERVICE = "penchant.v1.Distribution"
@@ -78,25 +79,15 @@ def publish(folder: Path, offer: Offer, blobs: Iterable[bytes], *, root: PublicK
             write_whole(path, given[blob])
         elif not path.is_file() or path.stat().st_size != blob.size:
             raise InvalidConfig(f"the bytes of {blob.sha256[:16]} are neither given nor in the folder")
-    _sync(folder / "blobs")
+    sync(folder / "blobs")
     write_whole(place, offer.to_bytes())
-    _sync(folder / "channels")
+    sync(folder / "channels")
 
 
 def _channel(folder: Path, name: str) -> Path:
     if not _CHANNEL.fullmatch(name):
         raise InvalidConfig("a channel's name is 1 to 64 of a-z, 0-9 and -, such as stable")
     return folder / "channels" / f"{name}.json"
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder last, as its files' bytes do already."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # ----------------------------------------------------------------------------------------------------- service
