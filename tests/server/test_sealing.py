@@ -103,10 +103,12 @@ def test_sealed_rounds_release_what_unsealed_ones_do() -> None:
         np.testing.assert_array_equal(run.state[name], expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("way", [plain, changed, short])
-def test_an_answer_that_cannot_be_opened_is_left_out_and_the_round_goes_on(way: Answer) -> None:
+@pytest.mark.parametrize(
+    ("way", "why"), [(plain, "unsealed"), (changed, "sealed for another round"), (short, "sealed for another round")]
+)
+def test_an_answer_that_cannot_be_opened_is_left_out_and_the_round_goes_on(way: Answer, why: str) -> None:
     run = play(new_rounds(), nodes(sealed, way))
-    assert [(r.answered, dict(r.refused)) for r in run.progress.records] == [(2, {"error": 1})] * 2
+    assert [(r.answered, dict(r.refused)) for r in run.progress.records] == [(2, {why: 1})] * 2
     expected = by_hand(0, 1).state
     for name in expected:
         np.testing.assert_array_equal(run.state[name], expected[name], err_msg=name)

@@ -1,26 +1,62 @@
-"""The one place on the server side that knows Flower: our rounds as a strategy, and the ServerApp that runs it.
+"""The one place on the server side that knows Flower: our rounds as a strategy, and what runs and controls them.
+
+server_app   the ServerApp of a simulation: all rounds, over whatever Grid it is given
+operated     the ServerApp of a server in production: rounds of an operator's folder, each phase of them on disk
+Control      what the operator's side asks of a SuperLink: register devices, start runs
 
 The strategy subclasses Flower's FedAvg and replaces what that gets wrong for private sums: who is drawn (coins of
 users, not a fixed number of nodes), how replies are checked and added (never weighted by what a client says of itself),
-and what a failed reply does (it is counted; the round goes on).
+and what a failed reply does (it is counted; the round goes on). In production `exchange` takes the place of
+`Grid.send_and_receive`: replies are read one at a time, and one faulty node spoils its own message alone.
+
+Private parts of flwr are used here, which is pinned exactly; tests/server/test_flower_api.py holds what is relied on.
+Its telemetry, update check and run-time dependency installation are off.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, Self
 
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+import httpx
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_public_key,
+)
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.constant import ErrorCode
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.fab_pb2 import Fab
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.control import ControlHttpClient
 
 from penchant.common.arrays import view_npy, write_npy
 from penchant.common.artifacts.sealing import RoundOpener
 from penchant.common.artifacts.signing import Envelope, SigningKey
-from penchant.common.errors import MalformedContribution, PenchantError
+from penchant.common.errors import MalformedContribution, PenchantError, PrivacyRefused, Unreachable
 from penchant.common.learners.contract import State
 from penchant.common.privacy import noise
 from penchant.common.wire import Order, Reply
@@ -69,6 +105,9 @@ class PrivateSumStrategy(FedAvg):
         shards: which part of the roster each Flower node is, from its enrolment.
         after_round: called once a round is released: the place to keep a checkpoint.
         sealing: has answers sealed; one that is not counts as a failure then.
+
+    Attributes:
+        record: of the last round that was closed.
     """
 
     def __init__(
@@ -80,6 +119,7 @@ class PrivateSumStrategy(FedAvg):
         self._shards = shards
         self._sealing = sealing
         self._opener: RoundOpener | None = None
+        self.record: RoundRecord | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -105,18 +145,22 @@ class PrivateSumStrategy(FedAvg):
             record = self._rounds.close(self._read(message) for message in replies)
         finally:
             self._opener = None  # from here on nobody can open what was sealed
-        if record.refused:
-            log.warning("round %d: %s", record.round, dict(record.refused))
+        self.record = record
+        if record.refused or record.abandoned:
+            log.warning("round %d: %s %s", record.round, record.abandoned, dict(record.refused))
         self._after_round(record, self._rounds)
         return to_record(self._rounds.learner.released(self._rounds.state)), None
 
-    def _read(self, message: Message) -> Reply:
+    def _read(self, message: Message | Unsent) -> Reply:
         """One Flower message as our reply; whatever is wrong with it becomes a failure, never an exception."""
-        shard = self._shards.get(message.metadata.src_node_id, -1)
         number, attempt = self._rounds.asked
+        if isinstance(message, Unsent):
+            return Reply(node=self._shards[message.node], round=number, attempt=attempt, arrays=None, failure="unsent")
+        shard = self._shards.get(message.metadata.src_node_id, -1)
         if message.has_error():
-            log.warning("a node failed: %s", message.error.reason)
-            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="error")
+            why = _FAILURES.get(message.error.code, "error")
+            shard = self._shards.get(message.metadata.dst_node_id, -1) if shard == -1 else shard
+            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure=why)
         try:
             told: Any = message.content.metric_records["diagnostics"]  # of another type: refused below
             found = message.content.array_records
@@ -131,6 +175,21 @@ class PrivateSumStrategy(FedAvg):
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="sealed for another round")
         except Exception:  # a hostile .npy raises nearly anything
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure="unreadable")
+
+
+_FAILURES = {
+    ErrorCode.NODE_UNAVAILABLE: "unavailable",
+    ErrorCode.MESSAGE_UNAVAILABLE: "lost",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "lost",
+    1000: "refused",  # our own devices' word, whatever their reason
+}
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """In place of an answer: the order could not be put where the node would find it."""
+
+    node: int
 
 
 def server_app(
@@ -197,3 +256,229 @@ def enrol(grid: Grid, timeout_s: float) -> dict[int, int]:
 def to_record(state: State) -> ArrayRecord:
     """Arrays as Flower has them, which every message of a round shares."""
     return ArrayRecord({name: Array(v.dtype.name, v.shape, "numpy.ndarray", write_npy(v)) for name, v in state.items()})
+
+
+# -------------------------------------------------------------------------------------------------- in production
+
+
+class Operated(Protocol):
+    """What `operation.py` gives: a folder's rounds, and everything around them that is not Flower's."""
+
+    settings: Any
+    key: SigningKey
+    certificate: Envelope
+
+    def go_on(self) -> bool: ...
+    def hold(self, why: str) -> None: ...
+    def nodes(self) -> dict[int, int]: ...
+    def rounds(self) -> Rounds: ...
+    def publish(self) -> None: ...
+
+
+def operated(operation: Callable[[], AbstractContextManager[Operated]]) -> ServerApp:
+    """A ServerApp that runs the rounds of an operator's folder for as long as the operator wants some."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        noise.self_test()
+        with operation() as here:
+            conduct(grid, here)
+
+    return app
+
+
+def conduct(grid: Grid, here: Operated, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Round after round. What the transport does wrong ends a round and no more; what the privacy layer refuses, or our
+    own files, ends them all.
+    """
+    _bound(grid)
+    settings, retry_s = here.settings.rounds, here.settings.rounds.retry_s
+    sealing = Sealing(app_id=here.settings.app_id, key=here.key, certificate=here.certificate)
+    here.publish()  # what was released just before the last process ended
+    while here.go_on():
+        shards = {node: place for place, node in here.nodes().items()}
+        if not _there(grid, shards, settings.minimum):
+            sleep(min(settings.retry_s, 1.0))
+            continue
+        rounds = strategy = None
+        try:
+            rounds = here.rounds()
+            strategy = PrivateSumStrategy(rounds, shards, lambda record, rounds: None, sealing)
+            orders = strategy.configure_train(1, to_record(rounds.learner.released(rounds.state)), ConfigRecord(), grid)
+            strategy.aggregate_train(1, exchange(grid, orders, settings.deadline_s, sleep=sleep))
+        except PrivacyRefused as error:
+            log.error("no round: %s", error)
+            if rounds is not None and rounds.is_open:
+                rounds.abandon("refused for privacy")
+            here.hold(str(error))
+            return
+        if strategy.record is not None and not strategy.record.abandoned:
+            here.publish()
+            retry_s = settings.retry_s
+            sleep(settings.pause_s)
+        else:
+            _rest(here, retry_s, sleep)
+            retry_s = min(2 * retry_s, 3600.0)
+
+
+def exchange(
+    grid: Grid,
+    messages: Iterable[Message],
+    deadline_s: float,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Message | Unsent]:
+    """Sends orders and gives answers as they come, until all are there or the time is over. It raises nothing.
+
+    Each order goes out alone: a node that spoils the objects of its message (one that confirms it before they are all
+    there does) is one that could not be asked, and no other's. Nothing is asked for longer than the deadline, so an
+    order that nobody fetched is not trained on later.
+    """
+    until, waiting = now() + deadline_s, set[str]()
+    for message in messages:
+        node, left = message.metadata.dst_node_id, until - now()
+        if left <= 0:
+            yield Unsent(node)
+            continue
+        message.metadata.ttl = left
+        try:
+            sent = list(grid.push_messages([message]))
+        except Exception as error:  # of Flower's and its HTTP client's many
+            log.warning("an order was not sent: %s", type(error).__name__)
+            sent = []
+        if sent and sent[0]:
+            waiting.add(sent[0])
+        else:
+            yield Unsent(node)
+    began = now()
+    while waiting and now() < until:
+        try:
+            found = list(grid.pull_messages(list(waiting)))
+        except Exception as error:
+            log.warning("answers could not be fetched: %s", type(error).__name__)
+            found = []
+        waiting -= {message.metadata.reply_to_message_id for message in found}
+        while found:
+            yield found.pop(0)  # held by nobody once it is summed
+        if waiting:
+            sleep(max(0.0, min(0.2 + (now() - began) / 20, 3.0, until - now())))
+
+
+def _there(grid: Grid, shards: dict[int, int], minimum: int) -> bool:
+    """Whether enough devices of the roster are connected to try a round at all."""
+    try:
+        return len(shards.keys() & set(grid.get_node_ids())) >= minimum
+    except Exception as error:
+        log.warning("devices could not be listed: %s", type(error).__name__)
+        return False
+
+
+def _rest(here: Operated, seconds: float, sleep: Callable[[float], None]) -> None:
+    """Waits before the next try, and no longer than the operator wants rounds at all."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and here.go_on():
+        sleep(min(0.5, seconds))
+
+
+def _bound(grid: Grid, seconds: float = 120.0) -> None:
+    """Flower's calls try for ever when the server is away; ours end."""
+    if (retry := getattr(grid, "_retry_invoker", None)) is not None:
+        retry.max_time = seconds
+
+
+# ------------------------------------------------------------------------------------------------------- control
+
+
+@dataclass(frozen=True)
+class Node:
+    """A device as Flower knows it. `key`: SubjectPublicKeyInfo in DER. `status`: "online", "offline" or other."""
+
+    id: int
+    key: bytes
+    status: str
+
+
+class Control:
+    """Flower's Control API, which has no authentication and must be reached over this machine's own address alone.
+
+    Args:
+        address: "host:port" of the SuperLink.
+        ca: certificates in PEM that its own must chain to.
+
+    Raises:
+        Unreachable: of every call; the SuperLink does not answer, or not as it should.
+    """
+
+    def __init__(self, address: str, ca: bytes, *, timeout_s: float = 20.0) -> None:
+        self._client = ControlHttpClient.from_server_address(address, False, ca, [])
+        self._timeout_s = timeout_s
+
+    def register(self, key: bytes) -> int:
+        """Lets a device with this key in; the number that Flower gives it, also where it has one."""
+        public = load_der_public_key(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        try:
+            return int(self._call(lambda: self._client.RegisterNode(RegisterNodeRequest(public_key=public))).node_id)
+        except Unreachable:
+            for node in self.nodes():  # it was let in before, and the answer was lost
+                if node.key == key:
+                    return node.id
+            raise
+
+    def unregister(self, node_id: int) -> None:
+        """Lets a device in no longer; one that is not there is no error."""
+        try:
+            self._call(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id)))
+        except Unreachable:
+            if any(node.id == node_id for node in self.nodes()):
+                raise
+
+    def nodes(self) -> list[Node]:
+        """Every device that is registered and was not unregistered."""
+        found = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        return [
+            Node(
+                one.node_id,
+                load_pem_public_key(one.public_key).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+                one.status,
+            )
+            for one in found
+            if one.status != "unregistered"
+        ]
+
+    def start(self, app: Path) -> int:
+        """Submits a folder that holds a pyproject alone; the run's number."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of flwr's own making
+            bundle = build_fab_from_disk(app)
+        fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
+        return int(self._call(lambda: self._client.StartRun(StartRunRequest(fab=fab))).run_id)
+
+    def stop(self, run_id: int) -> None:
+        self._call(lambda: self._client.StopRun(StopRunRequest(run_id=run_id)))
+
+    def status(self, run_id: int) -> str:
+        """ "pending", "starting", "running", or how it ended: "completed", "failed", "stopped"; "" for one unknown."""
+        found = self._call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict
+        if run_id not in found:
+            return ""
+        status = found[run_id].status
+        return status.sub_status if status.status == "finished" else status.status
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except httpx.HTTPError as error:
+            raise Unreachable(
+                f"the SuperLink did not do it ({type(error).__name__}): is it up? penchant doctor"
+            ) from None

@@ -64,6 +64,11 @@ class RoundRecord:
     abandoned: str = ""
 
 
+REFUSALS = (
+    *("wrong round", "not asked", "duplicate", "malformed", "error", "unsent", "unavailable", "lost", "refused"),
+    *("unsealed", "sealed for another round", "unreadable"),
+)
+"""Why replies are left out: every reason that a record counts."""
 Watch = Callable[[Phase, RoundRecord], None]
 """Told of every change of phase, with what is known of the round by then, before anything follows from it."""
 
@@ -191,6 +196,11 @@ class Rounds:
         self._tell("drawn", drawn=len(drawn), nodes=len(self._asked))
         return self._asked
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a round was begun that is neither released nor abandoned."""
+        return self._now.round > self.progress.done and not self._now.abandoned
+
     def abandon(self, why: str) -> RoundRecord:
         """Gives a round up, at whichever point. What was charged stays charged.
 
@@ -200,7 +210,7 @@ class Rounds:
         Raises:
             InvalidConfig: no round was begun.
         """
-        if not self._now.round or self._now.round <= self.progress.done or self._now.abandoned:
+        if not self.is_open:
             raise InvalidConfig("no round is open")
         self._asked = None
         self._tell("abandoned", seconds=time.perf_counter() - self._started, abandoned=why)
@@ -237,7 +247,7 @@ class Rounds:
                     total.add(reply.contribution(), users=self._roster[reply.node])
                     heard.add(reply.node)
                 except MalformedContribution:
-                    reason = "malformed" if reply.arrays is not None else "error"
+                    reason = "malformed" if reply.arrays is not None else reply.failure or "error"
             if reason:
                 refused[reason] += 1
             elif self._enough and len(heard) >= self._enough:
