@@ -17,10 +17,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from penchant.common.artifacts.bundle import catalogue_bytes
-from penchant.common.artifacts.distribution_pb2 import Chunk, GetBlobRequest, GetManifestRequest, GetManifestResponse
+from penchant.common.artifacts.distribution_pb2 import (
+    Chunk,
+    GetBlobRequest,
+    GetManifestRequest,
+    GetManifestResponse,
+    RevokeRequest,
+    RevokeResponse,
+)
 from penchant.common.artifacts.manifest import Blob, Offer
 from penchant.common.artifacts.signing import Envelope
 from penchant.common.errors import InvalidConfig, MalformedArtifact, StaleArtifact, UntrustedArtifact
@@ -144,8 +153,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         (folder / "blobs" / hashlib.sha256(data).hexdigest()).write_bytes(data)
     (folder / "blobs" / ("ab" * 32)).mkdir()
     folders = {(APP.app_id, APP.population): folder}
-    with Distribution(folders, address="127.0.0.1:0", private_key=keys.private_key, chain=keys.chain) as made:
+    pem = {"private_key": keys.private_key, "chain": keys.chain}
+    with Distribution(folders, address="127.0.0.1:0", **pem, services=[(OTHER, echo())]) as made:
         yield Served(folder, made.port, keys)
+
+
+OTHER = "penchant.v1.Enrolment"
+
+
+def echo() -> grpc.GenericRpcHandler[Any, Any]:
+    """Another service on the same server, that answers everything."""
+    revoke = grpc.unary_unary_rpc_method_handler(
+        lambda asked, context: RevokeResponse(), RevokeRequest.FromString, RevokeResponse.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler(OTHER, {"Revoke": revoke})
 
 
 def status(caught: pytest.ExceptionInfo[grpc.RpcError]) -> str:
@@ -279,12 +300,36 @@ def test_plain_text_and_another_authority_get_nothing(served: Served) -> None:
     assert status(caught) == "UNAVAILABLE"
 
 
-def test_health_is_told(served: Served) -> None:
+def test_health_is_told_of_each_service_and_of_no_other(served: Served) -> None:
     with served.channel() as channel:
-        for service in ("", SERVICE):
-            asked = health_pb2.HealthCheckRequest(service=service)
-            answer = health_pb2_grpc.HealthStub(channel).Check(asked, timeout=10)
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE, OTHER):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="penchant.v1.Absent"), timeout=10)
+        assert status(caught) == "NOT_FOUND"
+
+
+def test_another_service_answers_on_the_same_port(served: Served) -> None:
+    with served.channel() as channel:
+        call = channel.unary_unary(f"/{OTHER}/Revoke", RevokeRequest.SerializeToString, RevokeResponse.FromString)
+        assert call(RevokeRequest(), timeout=10) == RevokeResponse()
+
+
+def test_reflection_names_all_services_and_their_messages(served: Served) -> None:
+    asked = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=OTHER),
+    ]
+    with served.channel() as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        listed, file = stub.ServerReflectionInfo(iter(asked), timeout=10)
+    names = {service.name for service in listed.list_services_response.service}
+    assert names == {SERVICE, OTHER, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    found = descriptor_pb2.FileDescriptorProto.FromString(file.file_descriptor_response.file_descriptor_proto[0])
+    assert [service.name for service in found.service] == ["Distribution", "Enrolment"]
+    assert {"EnrolRequest", "Chunk"} <= {message.name for message in found.message_type}
 
 
 def test_two_hundred_download_at_once_from_one_process(served: Served) -> None:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from penchant.common.artifacts.bundle import WIRE_VERSIONS, write_whole
 from penchant.common.artifacts.distribution_pb2 import Chunk, GetBlobRequest, GetManifestRequest, GetManifestResponse
@@ -94,10 +95,13 @@ def _channel(folder: Path, name: str) -> Path:
 
 
 class Distribution:
-    """The gRPC service. `start` and `stop` it, or use it as a context.
+    """A gRPC server with this service, and with others beside it. `start` and `stop` it, or use it as a context.
+
+    It tells of each whether it is healthy (grpc.health.v1) and what its messages are (gRPC server reflection).
 
     Args:
         folders: by app and population.
+        services: the others: each one's full name, and what handles its methods.
         address: "host:port" to listen on; port 0 takes a free one.
         private_key, chain: of the server's TLS certificate, in PEM.
         at_once: calls that are served at the same time.
@@ -117,6 +121,7 @@ class Distribution:
         address: str,
         private_key: bytes,
         chain: bytes,
+        services: Iterable[tuple[str, grpc.GenericRpcHandler[Any, Any]]] = (),
         at_once: int = 256,
         connection_s: float = 600.0,
     ) -> None:
@@ -140,9 +145,12 @@ class Distribution:
             "GetModel": blobs,
             "GetCatalogue": blobs,  # a hash names one thing
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        served = {SERVICE: grpc.method_handlers_generic_handler(SERVICE, handlers), **dict(services)}
+        self._server.add_generic_rpc_handlers(tuple(served.values()))
+        self._names = ("", *served)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*served, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:
             tls = grpc.ssl_server_credentials([(private_key, chain)])
             self.port = self._server.add_secure_port(address, tls)
@@ -151,7 +159,7 @@ class Distribution:
 
     def start(self) -> None:
         self._server.start()
-        for service in ("", SERVICE):
+        for service in self._names:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -182,7 +190,7 @@ class Distribution:
             parts = {name: getattr(offer, name).to_bytes() for name in ("certificate", "pointer", "manifest")}
             return GetManifestResponse(**parts)
 
-        return _told(answer, context)
+        return told(SERVICE, answer, context)
 
     def _blob(self, request: GetBlobRequest, context: grpc.ServicerContext) -> Iterator[Chunk]:
         def opened() -> tuple[BinaryIO, int]:
@@ -200,11 +208,11 @@ class Distribution:
                 raise InvalidConfig(f"offset {request.offset} is beyond the blob's {size} bytes")
             return file, size
 
-        file, size = _told(opened, context)
+        file, size = told(SERVICE, opened, context)
         with file:
             file.seek(request.offset)
             packer, started = zlib.compressobj() if "deflate" in request.accept else None, False
-            while (data := _told(lambda: file.read(CHUNK), context)) or not started:
+            while (data := told(SERVICE, lambda: file.read(CHUNK), context)) or not started:
                 if packer:  # flushed, so that a break loses no more than one chunk
                     data = packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
                 about: dict[str, Any] = {} if started else {"size": size, "encoding": "deflate" if packer else ""}
@@ -219,12 +227,12 @@ class Distribution:
         return found
 
 
-def _told(answer: Callable[[], _Answer], context: grpc.ServicerContext) -> _Answer:
+def told(service: str, answer: Callable[[], _Answer], context: grpc.ServicerContext) -> _Answer:
     """The answer, or in its place the status of the error; what is the operator's to mend is for the log alone."""
     try:
         return answer()
     except PenchantError as error:
         return context.abort(grpc.StatusCode[status_of(error)], str(error))
     except Exception as error:
-        log.error("%s: %s: %s", SERVICE, type(error).__name__, error)
+        log.error("%s: %s: %s", service, type(error).__name__, error)
         return context.abort(grpc.StatusCode.INTERNAL, "")
