@@ -153,7 +153,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         (folder / "blobs" / hashlib.sha256(data).hexdigest()).write_bytes(data)
     (folder / "blobs" / ("ab" * 32)).mkdir()
     folders = {(APP.app_id, APP.population): folder}
-    pem = {"private_key": keys.private_key, "chain": keys.chain}
+    pem: dict[str, Any] = {"private_key": keys.private_key, "chain": keys.chain}
     with Distribution(folders, address="127.0.0.1:0", **pem, services=[(OTHER, echo())]) as made:
         yield Served(folder, made.port, keys)
 
@@ -378,7 +378,7 @@ def test_who_never_reads_loses_the_place_when_the_connection_s_time_is_over(tmp_
     put(tmp_path, offer())
     (tmp_path / "blobs" / named(data)).write_bytes(data)
     folders = {(APP.app_id, APP.population): tmp_path}
-    pem = {"private_key": keys.private_key, "chain": keys.chain}
+    pem: dict[str, Any] = {"private_key": keys.private_key, "chain": keys.chain}
     with Distribution(folders, address="127.0.0.1:0", **pem, at_once=1, connection_s=1.0) as made:
         here = Served(tmp_path, made.port, keys)
         with here.channel(("grpc.use_local_subchannel_pool", 1)) as channel:

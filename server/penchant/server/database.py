@@ -3,8 +3,9 @@
     rounds    each try at a round: its phase, who was asked and what became of it, in counts
     phases    every change of a phase, in order
     progress  the checkpoint: rounds done, the state's hash, participations of each place
-    places    the roster: a place, the device's public key, the number that Flower knows it by
+    places    the roster: a place, the device's public key, Flower's number for it (64 bits, with a sign here)
     tokens    what lets a device enrol, as hashes
+    uses      which key used a token up, while the token lasts: so that an answer that got lost can be given again
     revoked   keys that may never come back
     switches  what the operator wants now, such as rounds = "running"
     moves     which model a channel was pointed to, when
@@ -44,6 +45,8 @@ CREATE TABLE places (
 CREATE TABLE tokens (
     hash TEXT PRIMARY KEY, made_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, uses INTEGER NOT NULL,
     subject BLOB) WITHOUT ROWID;
+CREATE INDEX tokens_by_end ON tokens (expires_ms);
+CREATE TABLE uses (hash TEXT, node_key BLOB, PRIMARY KEY (hash, node_key)) WITHOUT ROWID;
 CREATE TABLE revoked (node_key BLOB PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE switches (name TEXT PRIMARY KEY, value TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE moves (
