@@ -212,6 +212,7 @@ def test_the_same_subject_has_the_same_place_and_the_key_before_never_comes_back
     assert server.roster.enrol(server.token(subject="alice"), b"a2") == 0
     assert server.flower.live.keys() == {b"a2", b"b"}
     assert server.flower.live[b"a2"] != first
+    assert server.rows("SELECT node_key FROM revoked") == [(b"a",)]
     for subject in ("alice", "bob", None):
         with pytest.raises(UntrustedArtifact):
             server.roster.enrol(server.token(subject=subject), b"a")
@@ -265,6 +266,23 @@ def test_whoever_left_stays_out_and_leaving_twice_or_never_having_been_in_is_no_
     with pytest.raises(InvalidConfig, match="nobody is on place 0"):
         server.roster.revoke_place(0)
     assert server.roster.enrol(server.token(), b"never") == 1  # was in no roster, so nothing was revoked
+
+
+@pytest.mark.parametrize("how", ["revoked", "taken over"])
+def test_a_device_that_goes_while_flower_registers_it_is_not_left_behind_there(server: Server, how: str) -> None:
+    register, late = server.flower.register, server.token(subject="alice")
+
+    def slow(node_key: bytes, /) -> int:
+        node = register(node_key)
+        if node_key == b"a":
+            assert server.roster.revoke(b"a") if how == "revoked" else server.roster.enrol(late, b"b") == 0
+        return node
+
+    server.flower.register = slow  # type: ignore[method-assign]
+    with pytest.raises(UntrustedArtifact):
+        server.roster.enrol(server.token(subject="alice"), b"a")
+    assert server.flower.live.keys() == (set() if how == "revoked" else {b"b"})
+    server.whole()
 
 
 def test_what_flower_did_not_hear_it_hears_when_it_is_back(server: Server) -> None:
