@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_a_state_comes_back_as_it_was_under_the_hash_of_its_bytes(folder: Folder
         np.testing.assert_array_equal(found[key], values)
     assert states.save(folder, dict(reversed(STATE.items()))) == name
     assert states.save(folder, {**STATE, "clip/update": np.array(0.6)}) != name
-    assert len(list(folder.states.iterdir())) == 2
+    assert len(list(folder.states.iterdir())) == 3  # the folder's own, before the first round
 
 
 def test_a_state_that_is_gone_or_damaged_is_not_gone_on_with(folder: Folder) -> None:
@@ -55,7 +56,7 @@ def test_a_state_that_is_gone_or_damaged_is_not_gone_on_with(folder: Folder) -> 
 
 
 def test_a_state_that_finds_no_place_is_no_checkpoint(folder: Folder) -> None:
-    folder.states.rmdir()
+    shutil.rmtree(folder.states)
     folder.states.write_bytes(b"")
     with pytest.raises(InvalidConfig, match="no checkpoint"):
         states.save(folder, STATE)

@@ -17,6 +17,7 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.learners import registry
 from penchant.common.learners.neural.models import MF, MODELS, Recipe, Recurrent, reads_history
+from penchant.common.learners.planned import CHOSEN, PROFILES
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.events import Gaussian, PoissonGaussian
 from penchant.common.privacy.plan import PrivacyPlan, task_digest

@@ -13,12 +13,11 @@ from typing import Any
 
 from penchant.common import config
 from penchant.common.errors import InvalidConfig
-from penchant.common.learners import als, cooccurrence, registry, strengths
-from penchant.common.learners.als import AlsConfig
+from penchant.common.learners import cooccurrence, registry
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural import clips
 from penchant.common.learners.neural.models import reads_history
-from penchant.common.learners.strengths import StrengthsConfig
+from penchant.common.learners.planned import CHOSEN, PROFILES, PUBLIC_NUMBER, planned, usual_delta
 from penchant.common.privacy import accounting, gaussian
 from penchant.common.privacy.plan import (
     DeviceNoise,
@@ -33,9 +32,8 @@ from penchant.common.privacy.plan import (
 from penchant.common.taste import TasteConfig
 from penchant.simulations.settings import Row, SimulationConfig, laid_over
 
-CHOSEN = "settings were chosen on public MovieLens data"
 UNCHARGED = (
-    "the number of users is public",
+    PUBLIC_NUMBER,
     "accuracy, curves and counts here are exact",
 )
 START_SHARE = 0.9
@@ -48,7 +46,6 @@ CHOICES = (
     *("freeze", "adapter", "proximal", "settings"),
 )
 """What `tuned` speaks of where it is given."""
-PROFILES = "a person enrolled m times counts m times (m·μ)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +68,7 @@ def federated(row: Row, settings: SimulationConfig, n_users: int, uncharged: tup
     if settings.cohort is not None and settings.cohort > n_users:
         raise InvalidConfig(f"cohort {settings.cohort} is larger than the {n_users} users: take --cohort {n_users}")
     if row.unit != "none" and settings.delta is not None and settings.delta >= 1 / n_users:
-        raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {_delta(n_users):g}")
+        raise InvalidConfig(f"delta {settings.delta:g} is not below 1/{n_users}: take --delta {usual_delta(n_users):g}")
     chosen: tuple[str, ...] = (CHOSEN,)
     if settings.tuned or any(getattr(settings, name) not in (None, ()) for name in CHOICES):
         chosen = (settings.tuned or BY_HAND, f"other {CHOSEN}")
@@ -126,7 +123,7 @@ def as_if(settings: SimulationConfig, n_users: int) -> AsIf | None:
     most = max(n_users, settings.as_if_users)
     epsilon, delta = epsilon_and_delta(settings, most)
     if delta >= 1 / most:
-        raise InvalidConfig(f"delta {delta:g} is not below 1/{most}: take --delta {_delta(most):g}")
+        raise InvalidConfig(f"delta {delta:g} is not below 1/{most}: take --delta {usual_delta(most):g}")
     return AsIf(users=settings.as_if_users, epsilon=epsilon, delta=delta)
 
 
@@ -147,12 +144,7 @@ def _with_settings(made: Federated, settings: Mapping[str, Any] | None) -> Feder
 
 def epsilon_and_delta(settings: SimulationConfig, n_users: int) -> tuple[float, float]:
     """The budget of a private row: ε = 8 unless given, δ = 1e-5 or less where the roster is large."""
-    return settings.epsilon or 8.0, settings.delta or _delta(n_users)
-
-
-def _delta(n_users: int) -> float:
-    """1e-5, or the power of ten at or below 1/(10 n) for a large roster."""
-    return min(1e-5, 10.0 ** math.floor(math.log10(0.1 / n_users)))
+    return settings.epsilon or 8.0, settings.delta or usual_delta(n_users)
 
 
 def _statistics(row: Row, settings: SimulationConfig, n_users: int, uncharged: tuple[str, ...]) -> Federated:
@@ -162,25 +154,16 @@ def _statistics(row: Row, settings: SimulationConfig, n_users: int, uncharged: t
     if row.unit != "none":
         mu = 1 / settings.noise_multiplier if settings.noise_multiplier else gaussian.mu_of(epsilon, delta)
         mu *= 1 - 1e-9  # dividing it must not round ε up
-    learner: CooccurrenceConfig | AlsConfig | StrengthsConfig
-    sums: tuple[SumSpec, ...]
-    if row.learner == "als":
-        learner, sums = als.automatic(n_users, mu)
-    elif row.learner == "strengths":
-        learner, sums = strengths.automatic(n_users, mu)
-    else:
-        learner, sums = cooccurrence.automatic(n_users, mu, counts_share=settings.counts_share or 0.2)
-    plan = PrivacyPlan(
-        unit=row.unit,
+    learner, plan = planned(
+        row.learner,
         n_users=n_users,
+        mu=mu,
         delta=delta,
-        sampling="none",
-        cohort=n_users,
-        sums=sums,
-        max_participations=sum(spec.rounds for spec in sums),
+        unit=row.unit,
+        counts_share=settings.counts_share or 0.2,
         uncharged=uncharged,
     )
-    return Federated(learner=row.learner, settings=config.encode(learner), plan=plan)
+    return Federated(learner=row.learner, settings=learner, plan=plan)
 
 
 def _warm_start(sigma: float, updates: int, n_users: int) -> tuple[CooccurrenceConfig, tuple[SumSpec, ...]]:
