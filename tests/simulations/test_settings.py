@@ -24,8 +24,6 @@ from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.streams import Streams
 from penchant.simulations.plans import (
     BY_HAND,
-    CHOSEN,
-    PROFILES,
     UNCHARGED,
     AsIf,
     Federated,
