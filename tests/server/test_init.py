@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import socket
 import sqlite3
 import tomllib
 from dataclasses import replace
@@ -13,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penchant.client._distribution import fetch_offer
 from penchant.common.artifacts.bundle import Bundle
 from penchant.common.artifacts.manifest import Offer, Seen
 from penchant.common.cli import Command
-from penchant.common.errors import InvalidConfig, MalformedData
+from penchant.common.errors import InvalidConfig, MalformedData, PenchantError
 from penchant.common.learners import registry
 from penchant.common.learners.planned import usual_delta
 from penchant.common.privacy.ledger import Ledger
@@ -24,6 +26,7 @@ from penchant.common.privacy.plan import PrivacyPlan, task_digest
 from penchant.common.streams import Streams
 from penchant.server import making, states, tls
 from penchant.server.database import Database
+from penchant.server.distribution import Distribution
 from penchant.server.folder import Folder, Settings, Task, secret
 from penchant.server.init import configure_init, run_init
 from penchant.server.making import new_plan, read_items
@@ -127,6 +130,28 @@ def test_everything_in_a_new_folder_belongs_together(tmp_path: Path, items: Path
         secret(path)
     for private in (where, folder.keys, where / "offline"):
         assert private.stat().st_mode & 0o077 == 0
+
+
+def test_a_device_with_the_bundle_reaches_the_server_and_another_apps_device_does_not(
+    tmp_path: Path, items: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name in ("prod", "other"):
+        assert run(init, str(tmp_path / name), "--catalogue", str(items), "--app-id", "films", "--port", port) == 0
+    folder, app = Folder(tmp_path / "prod"), Bundle.app_of(tmp_path / "prod" / "app.bundle")
+    stranger = Bundle.app_of(tmp_path / "other" / "app.bundle")
+    with Distribution(
+        {("films", "default"): folder.distribution},
+        address=folder.settings.addresses.edge,
+        private_key=secret(folder.keys / "server.key"),
+        chain=(folder.tls / "server.crt").read_bytes(),
+    ):
+        offer = fetch_offer(app, deadline_s=10)
+        assert offer == Bundle.read(folder.bundle).offer
+        with pytest.raises(PenchantError):
+            fetch_offer(stranger, deadline_s=2)
 
 
 def test_the_options_are_what_the_folder_says(tmp_path: Path, items: Path, capsys: pytest.CaptureFixture[str]) -> None:
