@@ -9,7 +9,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
-SYSTEM_PACKAGES ?= chromium fonts-dejavu-core
+SYSTEM_PACKAGES ?= chromium fonts-dejavu-core nginx-light
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,4 +1,4 @@
-"""A certificate authority of one test, and what it signs for 127.0.0.1."""
+"""A certificate authority of one test, and what it signs for 127.0.0.1 and localhost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tls:
 
 
 def tls(host: str = "127.0.0.1") -> Tls:
-    """A server's certificate for an address, by an authority of its own."""
+    """A server's certificate for an address and for localhost, by an authority of its own."""
     now = datetime.datetime.now(datetime.UTC)
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
@@ -41,7 +41,7 @@ def tls(host: str = "127.0.0.1") -> Tls:
 
     usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
     ca = made(authority, issuer).add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host)), x509.DNSName("localhost")])
     leaf = made(key, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])).add_extension(names, False)
     return Tls(
         ca.sign(authority, hashes.SHA256()).public_bytes(Encoding.PEM),

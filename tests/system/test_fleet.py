@@ -7,193 +7,30 @@ pyproject alone: what runs is the installed package.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import ipaddress
 import json
-import os
 import secrets
-import signal
-import socket
-import ssl
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from flwr.cli.build import build_fab_from_disk
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
-from flwr.proto.fab_pb2 import Fab
-from flwr.supercore.control import ControlHttpClient
+from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from safetensors.numpy import load_file
 
-from penchant.client._participation import Conditions, Outcome, Pace, Participation, Policy, Refusal, Report, fleet
-from penchant.client._transport import new_node_key, read_node_key
+from penchant.client._participation import Outcome, Refusal
+from penchant.client._transport import read_node_key
 from penchant.common.arrays import Arrays
-from penchant.common.artifacts.bundle import App
-from penchant.common.artifacts.signing import Certificate, SigningKey
-from penchant.common.privacy.ledger import Ledger
 from penchant.common.wire import Reply
+from tests.processes import free_port, within
 from tests.system import fleet_app  # a SuperExec imports it under this name too
-from tests.system.fleet_app import APP_ID, N_USERS, PEOPLE, PLAN, POPULATION
-
-ROOT = Path(__file__).resolve().parents[2]
-OURS, THEIRS = "films/rounds", "somebody/else"
-WILLING = Policy(consent=True, trust="server")
-HERE = Conditions(idle=lambda: True, charging=lambda: True, unmetered=lambda: True)
-PACE = Pace(poll_s=0.3, retry_s=0.2, longest_s=2.0, refused_s=0.5, heartbeat_s=8.0)
-
-
-# ------------------------------------------------------------------------------------------------------- the server
-
-
-def certificates(folder: Path) -> None:
-    """A certificate authority, and a server's certificate for this machine alone."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def issue(name: str, issuer: str, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey) -> bytes:
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
-        )
-        if name != issuer:
-            local = x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-            )
-            made = made.add_extension(local, critical=False).add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-            )
-        return made.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM)
-
-    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    (folder / "ca.crt").write_bytes(issue("test-ca", "test-ca", authority, authority))
-    (folder / "server.crt").write_bytes(issue("localhost", "test-ca", server, authority))
-    (folder / "server.key").write_bytes(server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def within(seconds: float, what: str, holds: Callable[[], object]) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
-@dataclass
-class Server:
-    """A SuperLink and its SuperExec in a folder."""
-
-    folder: Path
-    port: int
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, program: str, *options: str) -> None:
-        parts = ("common", "client", "server", "simulations")
-        paths = [*(str(ROOT / part) for part in parts), str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "FLWR_HOME": str(self.folder / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-            "PENCHANT_FLEET": str(self.folder),
-        }
-        with (self.folder / f"{program}.log").open("ab") as out:
-            self.processes[program] = subprocess.Popen(
-                [str(Path(sys.executable).parent / program), *options],
-                stdout=out,
-                stderr=out,
-                env=environment,
-                start_new_session=True,  # its children end with it, by the group's number
-            )
-
-    def superlink(self) -> None:
-        files = {
-            name: str(self.folder / name) for name in ("server.crt", "server.key", "ca.crt", "state.db", "sx.secret")
-        }
-        self.start(
-            "flower-superlink",
-            *("--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"),
-            *("--ssl-certfile", files["server.crt"], "--ssl-keyfile", files["server.key"]),
-            *("--ssl-ca-certfile", files["ca.crt"], "--enable-supernode-auth", "--database", files["state.db"]),
-            *("--superexec-auth-secret-file", files["sx.secret"], "--disable-runtime-dependency-installation"),
-        )
-        within(40, "the SuperLink answers", self.healthy)
-
-    def superexec(self) -> None:
-        self.start(
-            "flower-superexec",
-            *("--runtime-api-address", self.address, "--root-certificates", str(self.folder / "ca.crt")),
-            *("--superexec-auth-secret-file", str(self.folder / "sx.secret")),
-        )
-
-    def healthy(self) -> bool:
-        trusted = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
-        try:
-            with urllib.request.urlopen(f"https://{self.address}/health", timeout=1, context=trusted) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def control(self) -> ControlHttpClient:
-        return ControlHttpClient.from_server_address(self.address, False, (self.folder / "ca.crt").read_bytes(), [])
-
-    def submit(self, name: str, component: str) -> None:
-        """Starts a run of a folder that holds nothing but a pyproject."""
-        publisher, _, app = name.partition("/")
-        folder = self.folder / app
-        folder.mkdir()
-        (folder / "pyproject.toml").write_text(
-            f'[project]\nname = "{app}"\nversion = "1.0.0"\ndescription = ""\nlicense = "Apache-2.0"\n'
-            "dependencies = []\n"
-            f'[tool.flwr.app]\npublisher = "{publisher}"\n[tool.flwr.app.components]\nserverapp = "{component}"\n'
-            'clientapp = "penchant.client._flower:client_app"\n[tool.flwr.app.config]\n'
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of flwr's own making
-            bundle = build_fab_from_disk(folder)
-        with self.control() as control:
-            fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
-            assert control.StartRun(StartRunRequest(fab=fab)).run_id
-
-    def kill(self, program: str) -> None:
-        process = self.processes.pop(program)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-
-    def logs(self) -> str:
-        return "\n".join(f"{p.name}:\n{p.read_text(errors='replace')[-4000:]}" for p in self.folder.glob("*.log"))
+from tests.system.devices import OURS, THEIRS, an_app, device
+from tests.system.fleet_app import N_USERS, PLAN
+from tests.system.superlink import ROOT, Server, certificates
 
 
 @pytest.fixture
@@ -212,54 +49,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 # ------------------------------------------------------------------------------------------------------ the devices
-
-
-def an_app(server: Server) -> App:
-    """The bundle's record; its release key and certificate go where the ServerApp finds them."""
-    root, release = SigningKey.generate(), SigningKey.generate()
-    now = time.time_ns() // 1_000_000
-    certificate = Certificate(
-        app_id=APP_ID, public_key=release.public, serial=1, not_before_ms=now - 1000, not_after_ms=now + 86_400_000
-    )
-    (server.folder / "release.key").write_bytes(release.private_bytes())
-    (server.folder / "certificate.json").write_bytes(certificate.signed(root).to_bytes())
-    return App(
-        app_id=APP_ID,
-        population=POPULATION,
-        root=root.public,
-        fleet=server.address,
-        ca=(server.folder / "ca.crt").read_text(),
-        publisher=OURS,
-    )
-
-
-@dataclass
-class Device:
-    place: int
-    key: bytes
-    part: Participation
-    journal: list[Report]
-    outcomes: list[Outcome]
-
-
-def device(server: Server, app: App, place: int, *, key: bytes = b"", node_id: int | None = None) -> Device:
-    key, journal, outcomes = key or new_node_key(), list[Report](), list[Outcome]()
-    part = Participation(
-        app=app,
-        place=place,
-        plan=PLAN,
-        history=lambda: PEOPLE.select([place]),
-        learners=fleet_app.learners,
-        ledger=Ledger(POPULATION, delta=PLAN.delta, app_id=APP_ID, path=server.folder / f"device{place}.ledger"),
-        transport=fleet(app, key),
-        policy=WILLING,
-        conditions=HERE,
-        journal=journal,
-        pace=PACE,
-        node_id=node_id,
-        on_outcome=outcomes.append,
-    )
-    return Device(place, key, part, journal, outcomes)
 
 
 def by_hand() -> tuple[Mapping[str, Any], list[Arrays], list[Mapping[str, Any]]]:
