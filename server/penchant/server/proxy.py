@@ -7,7 +7,7 @@ Flower's open build has its Control and Runtime APIs, which start runs and hand 
 API's port. So each path is named here, whole, and none by its beginning: a route that a later Flower adds is closed
 until somebody opens it. A request passes only if its line is, byte for byte, POST and that path; what goes on is the
 path that is written here and never what came. Everything else is a 404 without a body. Of the Fleet API, register-node
-and unregister-node are enrolment's to do over the Control API, and get-fab would ship code: our devices call none of them.
+and unregister-node are enrolment's to do over the Control API, and get-fab would ship code: our devices call neither.
 
 Nothing of a person is kept. There is no access log, as a line for each request says that somebody was there, and when;
 and `error_log` is at emerg, because from alert down nginx adds the client's address and the request to nearly every
