@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -33,7 +35,7 @@ from penchant.server.distribution import MAX_REQUEST, Distribution
 from penchant.server.folder import Folder
 from tests.certificates import Tls, tls
 from tests.conftest import Require
-from tests.processes import free_port
+from tests.processes import free_port, within
 from tests.server import edges
 from tests.server.edges import a_folder, an_edge, answer, request
 
@@ -413,7 +415,7 @@ def test_a_superlink_or_service_that_the_authority_does_not_vouch_for_gets_nothi
     behind.heard.requests.clear()
     with an_edge(folder) as port:
         edge = Edge(folder, port, behind.heard, behind.app)
-        status, _, body = edge.post("/v1/fleet/push-object", b"contribution")
+        status, _, body = edge.post("/v1/fleet/push-object", bytes(3 << 20))
         assert (status, body) == (502, b"")
         with pytest.raises(grpc.RpcError) as found:
             edge.call("/grpc.health.v1.Health/Check")
@@ -443,6 +445,23 @@ def test_old_tls_is_refused(behind: Edge) -> None:
         said = plain.recv(1 << 16)
     assert said.startswith(b"HTTP/1.1 400")
     assert said.endswith(b"\r\n\r\n")
+
+
+def test_new_certificates_are_taken_at_sighup_and_calls_go_on(tmp_path: Path, behind: Edge) -> None:
+    folder, new = a_folder(tmp_path / "prod", superlink=behind.heard.port), tls()
+    share_keys(behind.folder, folder)
+    with an_edge(folder) as port, replace(behind, port=port).line() as old:
+        old.sendall(request("POST", "/v1/fleet/get-run", b"12")[:-1])
+        (folder.keys / "server.key").write_bytes(new.private_key)
+        (folder.tls / "server.crt").write_bytes(new.chain)
+        os.kill(int((folder.run / "nginx.pid").read_text()), signal.SIGHUP)
+
+        def renewed() -> bool:
+            return ssl.get_server_certificate(("127.0.0.1", port)) == new.chain.decode()
+
+        within(10, "the new certificate", renewed)
+        old.sendall(b"2")
+        assert answer(old)[0] == 200
 
 
 # ------------------------------------------------------------------------------------------------- downloads
@@ -498,14 +517,12 @@ def test_nothing_of_who_called_is_on_the_disk(behind: Edge) -> None:
 def test_what_nginx_does_not_take_is_one_line(tmp_path: Path, require: Require) -> None:
     require("nginx")
     folder = a_folder(tmp_path / "prod")
-    path = folder.run / "nginx.conf"
-    path.write_text(proxy.configuration(folder) + "nonsense;\n")
-    assert folder.logs.is_dir()
+    path = proxy.write(folder)
+    path.write_text(path.read_text() + "nonsense;\n")
     with pytest.raises(InvalidConfig, match=r"nonsense") as found:
         proxy.check(path)
     assert len(str(found.value).splitlines()) == 1
-    path.write_text(proxy.configuration(folder))
-    proxy.check(path)
+    proxy.check(proxy.write(folder))
     (folder.keys / "server.key").write_bytes(tls().private_key)  # of another certificate
     with pytest.raises(InvalidConfig, match="key values mismatch"):
         proxy.check(path)

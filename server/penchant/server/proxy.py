@@ -190,7 +190,11 @@ http {{
 
         set $asked "$request_method $request_uri";
         error_page {_STATUSES} /nothing;
-        location = /nothing {{ internal; return 200 ""; }}  # the status stays what it was
+        location = /nothing {{  # the status stays what it was, whatever the body's size
+            internal;
+            client_max_body_size 0;
+            return 200 "";
+        }}
         location / {{ return 404; }}
         location = /health {{
             if ($asked != "GET /health") {{ return 404; }}
@@ -225,6 +229,18 @@ def _service(name: str) -> str:
             grpc_pass grpcs://services;
         }}
 """
+
+
+def write(folder: Folder) -> Path:
+    """Writes run/nginx.conf, and has nginx check it.
+
+    Raises:
+        InvalidConfig: as `configuration` and `check`.
+    """
+    path, _ = folder.run / "nginx.conf", folder.logs  # made by being asked for
+    path.write_text(configuration(folder), encoding="utf-8")
+    check(path)
+    return path
 
 
 def find_nginx() -> str:
