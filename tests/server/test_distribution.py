@@ -59,6 +59,8 @@ def test_a_published_folder_is_what_the_document_says(tmp_path: Path) -> None:
     put(tmp_path, offer())
     assert tree(tmp_path) == {
         "channels/stable.json": offer().to_bytes(),
+        "certificates/1.json": offer().certificate.to_bytes(),
+        f"manifests/{offer().manifest.sha256}.json": offer().manifest.to_bytes(),
         f"blobs/{hashlib.sha256(MODEL_BYTES).hexdigest()}": MODEL_BYTES,
         f"blobs/{hashlib.sha256(CATALOGUE_BYTES).hexdigest()}": CATALOGUE_BYTES,
     }
@@ -75,7 +77,7 @@ def test_a_channel_goes_only_forward_and_blobs_stay(tmp_path: Path) -> None:
         put(tmp_path, offer(sequence=2, version=2))
     other = b"another model"
     put(tmp_path, offer(sequence=3, version=2, model=Blob.of(other)), other)  # its catalogue is there
-    assert len(tree(tmp_path)) == 4
+    assert len(tree(tmp_path)) == 7  # two models, two manifests
     put(tmp_path, offer(NEXT, serial=2, sequence=1, version=3))  # a new release key
     with pytest.raises(StaleArtifact):
         put(tmp_path, offer(sequence=4))

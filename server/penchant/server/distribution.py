@@ -1,7 +1,9 @@
 """Gives devices what was released: from a folder of signed statements and content-addressed bytes, over gRPC.
 
-    channels/CHANNEL.json   an offer: certificate, pointer and manifest      written last, in place of the one before
-    blobs/SHA256            a model or a catalogue                           never changes
+    channels/CHANNEL.json      an offer: certificate, pointer and manifest     written last, in place of the one before
+    blobs/SHA256               a model or a catalogue                          never changes
+    manifests/SHA256.json      every manifest, for the operator (registry.py)  never changes
+    certificates/SERIAL.json   every certificate of a key that signed one      likewise
 
 The same folder behind any web server is a distribution too (docs/wire.md). Nothing here is trusted by devices, which
 check signatures and hashes themselves; so this process holds no key but that of its TLS certificate.
@@ -29,7 +31,7 @@ from grpc_reflection.v1alpha import reflection
 from penchant.common.artifacts.bundle import WIRE_VERSIONS, write_whole
 from penchant.common.artifacts.distribution_pb2 import Chunk, GetBlobRequest, GetManifestRequest, GetManifestResponse
 from penchant.common.artifacts.manifest import Blob, Offer, Seen
-from penchant.common.artifacts.signing import PublicKey, from_json, text
+from penchant.common.artifacts.signing import Envelope, PublicKey, from_json, text
 from penchant.common.errors import InvalidConfig, MalformedArtifact, NotServed, PenchantError
 from penchant.common.statuses import status_of
 from penchant.server.folder import sync
@@ -49,6 +51,8 @@ _Answer = TypeVar("_Answer")
 def publish(folder: Path, offer: Offer, blobs: Iterable[bytes], *, root: PublicKey, now_ms: int) -> None:
     """Puts a release into a folder, checked as a device would: the bytes first, the channel's offer last.
 
+    Its manifest and certificate are kept beside, so that the channel can come back to them.
+
     A device that asks meanwhile gets the offer before or this one, and finds the bytes of either. Doing it again does
     no harm. It is one process's to do at a time.
 
@@ -63,29 +67,57 @@ def publish(folder: Path, offer: Offer, blobs: Iterable[bytes], *, root: PublicK
     """
     told = from_json(offer.pointer.payload)
     who = {name: text(told, name) for name in ("app_id", "population", "channel")}
-    place = _channel(folder, who["channel"])
+    place = channel_file(folder, who["channel"])
     seen = Seen()
     if place.exists():
         before = Offer.from_bytes(place.read_bytes())
         _, seen = before.check(root, **who, now_ms=before.made_ms, seen=seen)
-    manifest, _ = offer.check(root, **who, now_ms=now_ms, seen=seen)
+    manifest, seen = offer.check(root, **who, now_ms=now_ms, seen=seen)
     wanted, given = {manifest.model, manifest.catalogue}, {Blob.of(data): data for data in blobs}
     if given.keys() - wanted:
         raise InvalidConfig("a blob that the offer's manifest does not name")
-    for part in ("blobs", "channels"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for blob in wanted:
+    keep_blobs(folder, given.values())
+    for blob in wanted - given.keys():
         path = folder / "blobs" / blob.sha256
-        if blob in given:
-            write_whole(path, given[blob])
-        elif not path.is_file() or path.stat().st_size != blob.size:
+        if not path.is_file() or path.stat().st_size != blob.size:
             raise InvalidConfig(f"the bytes of {blob.sha256[:16]} are neither given nor in the folder")
+    keep_statements(folder, offer.manifest, offer.certificate, seen.serial)
+    _write(place, offer.to_bytes())
+
+
+def keep_blobs(folder: Path, blobs: Iterable[bytes]) -> None:
+    """Writes bytes under their hashes; they are on the disk, names and all, when this returns."""
+    (folder / "blobs").mkdir(parents=True, exist_ok=True)
+    for data in blobs:
+        write_whole(folder / "blobs" / Blob.of(data).sha256, data)
     sync(folder / "blobs")
-    write_whole(place, offer.to_bytes())
-    sync(folder / "channels")
 
 
-def _channel(folder: Path, name: str) -> Path:
+def keep_statements(folder: Path, manifest: Envelope, certificate: Envelope, serial: int) -> None:
+    """Keeps a manifest as it was signed first, and before it the certificate of the key that signs now."""
+    place = folder / "certificates" / f"{serial}.json"
+    if not place.exists() or place.read_bytes() != certificate.to_bytes():
+        _write(place, certificate.to_bytes())
+    if not any((folder / part / f"{manifest.sha256}.json").exists() for part in MANIFESTS):
+        _write(folder / MANIFESTS[0] / f"{manifest.sha256}.json", manifest.to_bytes())
+
+
+MANIFESTS = ("manifests", "manifests/collected")
+"""Where manifests are: those whose bytes are here, and those whose bytes were collected (registry.py)."""
+
+
+def _write(place: Path, data: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, data)
+    sync(place.parent)
+
+
+def channel_file(folder: Path, name: str) -> Path:
+    """Where a channel's offer is, or would be.
+
+    Raises:
+        InvalidConfig: not the name of a channel.
+    """
     if not _CHANNEL.fullmatch(name):
         raise InvalidConfig("a channel's name is 1 to 64 of a-z, 0-9 and -, such as stable")
     return folder / "channels" / f"{name}.json"
@@ -178,7 +210,7 @@ class Distribution:
         def answer() -> GetManifestResponse:
             if not WIRE_VERSIONS[0] <= request.wire_version <= WIRE_VERSIONS[1]:
                 raise MalformedArtifact(f"wire versions {WIRE_VERSIONS[0]} to {WIRE_VERSIONS[1]} are spoken here")
-            place = _channel(self._folder(request), request.channel)
+            place = channel_file(self._folder(request), request.channel)
             try:
                 data = place.read_bytes()
             except FileNotFoundError:

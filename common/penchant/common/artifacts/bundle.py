@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +220,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: no place for it; what was there stays.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")  # two may write the same
     try:
         with beside.open("wb") as file:
             file.write(data)
