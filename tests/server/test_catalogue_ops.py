@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from penchant.common.errors import InvalidConfig, MalformedData, MissingExtra, P
 from penchant.server import catalogue_ops as ops
 from penchant.server.catalogue_command import catalogue as command
 from penchant.server.folder import write_json
-from penchant.server.registry import changes, newest_catalogue
+from penchant.server.registry import Model, Registry, changes, newest_catalogue
 from tests.server.commands import run
 from tests.server.models import Server
 from tests.server.operators import CATALOGUE
@@ -300,6 +301,39 @@ def test_while_a_round_waits_for_its_release_the_catalogue_waits_for_it(server: 
     assert did(server, "retire", "film:1") == 0
     assert did(server, "retire", "film:2") == 2  # else a checkpoint could be over a catalogue that is nowhere
     assert server.add(3).manifest.catalogue_version == newest_catalogue(server.folder).version
+
+
+def test_a_round_that_ends_in_between_never_gets_the_guarantee_of_the_one_before(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Registry.models
+    once: list[object] = []
+
+    def ended(self: Registry) -> list[Model]:
+        if not once and newest_catalogue(server.folder).retired:  # catalogue.json is written, no version made yet
+            once.append(server.checkpoint(3))
+        return find(self)
+
+    monkeypatch.setattr(Registry, "models", ended)
+    assert did(server, "retire", "film:1") == 0
+    assert once
+    monkeypatch.undo()
+    registry = server.registry()
+    made = registry.model(3)
+    np.testing.assert_array_equal(registry.bytes_of(made)[1].state["vectors"], server.state(2)["vectors"])
+    assert (made.round, made.manifest.guarantee) == (2, registry.model(2).manifest.guarantee)
+
+
+def test_two_changes_at_once_are_both_there(server: Server) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(lambda item: did(server, "retire", item), ["film:1", "film:2"]))
+    assert codes == [0, 0]
+    assert newest_catalogue(server.folder).retired == {"film:1", "film:2"}
+    registry = server.registry()
+    assert registry.verify() == []
+    assert {one.version for one in registry.channels()} == {registry.models()[-1].version}
+    newest = registry.bytes_of(registry.models()[-1])[0]
+    assert newest.retired == {"film:1", "film:2"}
 
 
 def test_a_change_and_its_undoing_are_two_versions(server: Server) -> None:

@@ -203,6 +203,42 @@ def test_a_move_that_makes_no_sense_is_refused_and_changes_nothing(server: Serve
     assert tree(server) == before
 
 
+def test_two_moves_at_once_are_never_both_made_unseen(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = server.registry()
+    for number in (1, 2):
+        server.add(number, registry)
+    check = Registry._check
+
+    def meanwhile(self: Registry, *args: Any) -> None:
+        check(self, *args)
+        monkeypatch.undo()
+        server.registry().promote(3)
+
+    monkeypatch.setattr(Registry, "_check", meanwhile)
+    with pytest.raises(InvalidConfig, match="meanwhile"):
+        registry.promote(2)
+    assert has(registry)["stable"] == (3, 2)
+
+
+@pytest.mark.parametrize("harm", ["older", "gone"])
+def test_a_channel_s_file_that_was_lost_or_restored_goes_on_above_all_that_devices_saw(
+    server: Server, harm: str
+) -> None:
+    registry = server.registry()
+    server.add(1, registry)
+    path = server.folder.distribution / "channels" / "stable.json"
+    old = path.read_bytes()
+    registry.promote(2)
+    if harm == "older":
+        path.write_bytes(old)
+    else:
+        path.unlink()
+    registry = server.registry()
+    registry.promote(2)
+    assert has(registry)["stable"] == (2, 3)
+    assert registry.verify() == []
+
+
 def test_a_model_whose_bytes_are_damaged_is_not_promoted(server: Server) -> None:
     registry = server.registry()
     made = server.add(1, registry)

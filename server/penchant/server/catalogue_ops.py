@@ -25,11 +25,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Row
 from typing import Any
 
 import numpy as np
 
-from penchant.common.artifacts.bundle import catalogue_bytes
+from penchant.common.artifacts.bundle import catalogue_bytes, write_whole
 from penchant.common.artifacts.manifest import MAX_BLOB
 from penchant.common.catalogue import Catalogue
 from penchant.common.config import did_you_mean
@@ -39,7 +40,7 @@ from penchant.common.learners.contract import State
 from penchant.common.streams import Streams
 from penchant.server import states
 from penchant.server.database import Database
-from penchant.server.folder import Folder, sync, write_json
+from penchant.server.folder import Folder, sync
 from penchant.server.registry import Changes, Model, Registry, changes, columns, newest_catalogue
 
 MAX_ITEMS = 10_000_000
@@ -343,18 +344,22 @@ def adopted(folder: Folder, database: Database) -> tuple[Catalogue, State]:
         InvalidConfig: catalogue.json lacks an item that the state's catalogue has.
     """
     catalogue = newest_catalogue(folder)
-    return catalogue, _for(folder, database, Registry(folder, database), catalogue)
+    return catalogue, _state(folder, Registry(folder, database), _checkpoint(folder, database), catalogue)
 
 
-def _for(folder: Folder, database: Database, registry: Registry, catalogue: Catalogue) -> State:
+def _checkpoint(folder: Folder, database: Database) -> Row | None:
+    """One row, read at once: a state and the rounds that are in it belong together."""
+    return database.one("SELECT done, state, catalogue FROM progress WHERE plan = ?", folder.plan.digest)
+
+
+def _state(folder: Folder, registry: Registry, checkpoint: Row | None, catalogue: Catalogue) -> State:
     learner = learners.build(folder.task.learner, folder.task.settings, catalogue)
-    row = database.one("SELECT state, catalogue FROM progress WHERE plan = ?", folder.plan.digest)
-    if row is None:
+    if checkpoint is None:
         return learner.init(Streams(0))
-    state = states.load(folder, row["state"])
-    if row["catalogue"] == catalogue.version:
+    state = states.load(folder, checkpoint["state"])
+    if checkpoint["catalogue"] == catalogue.version:
         return state
-    return learner.adopt(state, registry.catalogue(row["catalogue"]))
+    return learner.adopt(state, registry.catalogue(checkpoint["catalogue"]))
 
 
 def change(
@@ -373,21 +378,37 @@ def change(
     Raises:
         MalformedData, InvalidConfig: a change that cannot be; nothing was written.
     """
-    if not dry_run and not _is_over(registry, newest_catalogue(folder)):
-        _released(folder, database, registry)  # what a kill left undone
-    with database.transaction():  # one change at a time
+    path = folder.path / "catalogue.json"
+    while True:
+        read = path.read_bytes() if path.is_file() else b""
         before = newest_catalogue(folder)
         after = how(before)
-        _for(folder, database, registry, after)  # that it can be learned over, before anything is written
-        if before != after and not dry_run:
-            if not _is_over(registry, before):
-                raise InvalidConfig("the change before this one waits for a round's release: try again after it")
-            try:
-                write_json(folder.path / "catalogue.json", after.to_record())
-                sync(folder.path)
-            except OSError as error:
-                raise InvalidConfig(f"{folder.path}: {error.strerror}; nothing was changed") from None
+        if before == after:
+            break
+        _state(folder, registry, _checkpoint(folder, database), after)  # that it can be learned over
+        if dry_run:
+            break
+        if not _is_over(registry, before):
+            _released(folder, database, registry)  # what a kill left undone, or another change has not done yet
+        if not _is_over(registry, before) and path.read_bytes() == read:
+            raise InvalidConfig("the change before this one waits for a round's release: try again after it")
+        if _replaced(database, path, read, after):
+            break
     return changes(before, after), None if dry_run else _released(folder, database, registry)
+
+
+def _replaced(database: Database, path: Path, read: bytes, after: Catalogue) -> bool:
+    """Whether catalogue.json is this one now; not where another change came first."""
+    data = catalogue_bytes(after)
+    with database.transaction():  # a short one: others wait for it
+        if path.read_bytes() != read:
+            return False
+        try:
+            write_whole(path, data)
+            sync(path.parent)
+        except OSError as error:
+            raise InvalidConfig(f"{path}: {error.strerror}; make room, and do it again") from None
+    return True
 
 
 def _is_over(registry: Registry, catalogue: Catalogue) -> bool:
@@ -396,12 +417,12 @@ def _is_over(registry: Registry, catalogue: Catalogue) -> bool:
 
 
 def _released(folder: Folder, database: Database, registry: Registry) -> Model | None:
-    plan, catalogue = folder.plan, newest_catalogue(folder)
-    row = database.one("SELECT done FROM progress WHERE plan = ?", plan.digest)
-    done = 0 if row is None else int(row["done"])
+    """The newest round's version over the newest catalogue, made if there is none."""
+    plan, catalogue, checkpoint = folder.plan, newest_catalogue(folder), _checkpoint(folder, database)
+    done = 0 if checkpoint is None else int(checkpoint["done"])
     of_round = [m for m in registry.models() if (m.manifest.plan, m.round) == (plan.to_json(), done)]
     if not of_round:
         return None
-    last, state = of_round[-1], _for(folder, database, registry, catalogue)
-    guarantee = last.manifest.guarantee  # no round was run since
+    last, state = of_round[-1], _state(folder, registry, checkpoint, catalogue)
+    guarantee = last.manifest.guarantee  # of all that is in the state: it is of that round
     return registry.add(state, catalogue, round=done, plan=plan, guarantee=guarantee, parents=(last.name,))

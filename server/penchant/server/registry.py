@@ -142,6 +142,7 @@ class Registry:
         self._folder, self._database, self._key, self._now_ms, self._at = folder, database, key, now_ms, at
         self._app = Bundle.app_of(folder.bundle)
         self._known: dict[str, Manifest] = {}
+        self._certified: dict[str, PublicKey] = {}
         self._reconcile()
 
     # what is there
@@ -253,7 +254,9 @@ class Registry:
         parents: tuple[str, ...] | None,
     ) -> Model | None:
         """The version; None if the catalogue is another one by the time that its bytes are there."""
-        task, catalogue = self._folder.task, newest_catalogue(self._folder)
+        task, path = self._folder.task, self._folder.path / "catalogue.json"
+        read = path.read_bytes() if path.is_file() else b""
+        catalogue = newest_catalogue(self._folder)
         learner = learners.build(task.learner, task.settings, catalogue)
         if catalogue != before:
             state = learner.adopt(state, before)
@@ -270,7 +273,7 @@ class Registry:
             keep_blobs(self._root, (model, listed))
         self._at("add:blobs")
         with self._moving():  # one version at a time, whichever process makes it
-            if newest_catalogue(self._folder) != catalogue:
+            if path.read_bytes() != read:
                 return None
             if self._made(*which) is None:
                 newest = self.models()[-1:]
@@ -317,14 +320,12 @@ class Registry:
             InvalidConfig: no such version, an older one, or one whose bytes were collected.
             MalformedArtifact: its bytes are damaged.
         """
-        with self._moving() as db:
-            model, now = self.model(version), self._now_has(channel)
-            if now is not None and now.version > version:
-                raise InvalidConfig(f"{channel} has version {now.version}, a later one: roll back to {version} instead")
-            if now is None or now.model != model.name:
-                self._check(model, older_catalogue)
-                self._point(db, channel, model.name, "promoted")
-        self._at("move:noted")
+        model, now = self.model(version), self._now_has(channel)
+        if now is not None and now.version > version:
+            raise InvalidConfig(f"{channel} has version {now.version}, a later one: roll back to {version} instead")
+        if now is None or now.model != model.name:
+            self._check(model, older_catalogue)
+            self._move(channel, now, model, "promoted")
         return self.model(version)
 
     def rollback(self, channel: str = STABLE, to: int | None = None, *, older_catalogue: bool = False) -> Model:
@@ -337,16 +338,22 @@ class Registry:
             InvalidConfig: nothing to go back to, or as `promote`.
             MalformedArtifact: its bytes are damaged.
         """
-        with self._moving() as db:
-            if (now := self._now_has(channel)) is None:
-                raise InvalidConfig(f"there is no channel {channel} yet: promote a version to it")
-            model = self.model(self._had(channel, now.version) if to is None else to)
-            if model.version >= now.version:
-                raise InvalidConfig(f"{channel} has version {now.version}: {to} is not before it; promote it instead")
-            self._check(model, older_catalogue)
-            self._point(db, channel, model.name, "rolled back")
-        self._at("move:noted")
+        if (now := self._now_has(channel)) is None:
+            raise InvalidConfig(f"there is no channel {channel} yet: promote a version to it")
+        model = self.model(self._had(channel, now.version) if to is None else to)
+        if model.version >= now.version:
+            raise InvalidConfig(f"{channel} has version {now.version}: {to} is not before it; promote it instead")
+        self._check(model, older_catalogue)
+        self._move(channel, now, model, "rolled back")
         return self.model(model.version)
+
+    def _move(self, channel: str, before: Channel | None, model: Model, why: str) -> None:
+        """Points to a model that was checked, if the channel still has what it had then: the lock is a short one."""
+        with self._moving() as db:
+            if self._now_has(channel) != before:
+                raise InvalidConfig(f"{channel} was moved meanwhile: look again, and do it if it is still right")
+            self._point(db, channel, model.name, why)
+        self._at("move:noted")
 
     def _had(self, channel: str, now: int) -> int:
         """The latest version before this one that the channel had and can have again."""
@@ -608,8 +615,9 @@ class Registry:
                 envelope = Envelope.from_bytes(path.read_bytes())
             except OSError as error:
                 raise MalformedArtifact(f"{path}: {error.strerror}; restore it from a backup") from None
-            keys = self._keys()
-            own = [keys[name] for name, _ in envelope.signatures if name in keys]
+            if not (own := self._signers(envelope)):
+                self._certified = self._keys()
+                own = self._signers(envelope)
             if not own:
                 raise UntrustedArtifact(f"{path}: no certificate of the key that signed it; restore certificates/")
             found = Manifest.read(envelope, own[0])
@@ -619,6 +627,9 @@ class Registry:
                 raise UntrustedArtifact(f"{path} is of another app or population")
             self._known[path.stem] = found
         return found
+
+    def _signers(self, envelope: Envelope) -> list[PublicKey]:
+        return [self._certified[name] for name, _ in envelope.signatures if name in self._certified]
 
     def _keys(self) -> dict[str, PublicKey]:
         """Every release key that the root key ever certified for this app, by its id."""
