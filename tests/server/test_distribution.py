@@ -33,6 +33,7 @@ from penchant.common.artifacts.distribution_pb2 import (
 from penchant.common.artifacts.manifest import Blob, Offer
 from penchant.common.artifacts.signing import Envelope
 from penchant.common.errors import InvalidConfig, MalformedArtifact, StaleArtifact, UntrustedArtifact
+from penchant.server import distribution
 from penchant.server.distribution import CHUNK, MAX_REQUEST, SERVICE, Distribution, publish
 from scripts.wire_vectors import APP, CATALOGUE, MODEL, NEXT, NOW_MS, ROOT, offer, pointer
 from tests.certificates import Tls, tls
@@ -67,6 +68,18 @@ def test_a_published_folder_is_what_the_document_says(tmp_path: Path) -> None:
     before = tree(tmp_path)
     put(tmp_path, offer())
     assert tree(tmp_path) == before
+
+
+def test_a_channel_is_written_after_all_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noted(path: Path, data: bytes) -> None:
+        order.append(path.parent.name)
+        path.write_bytes(data)
+
+    monkeypatch.setattr(distribution, "write_whole", noted)
+    put(tmp_path, offer())
+    assert order == ["blobs", "blobs", "certificates", "manifests", "channels"]
 
 
 def test_a_channel_goes_only_forward_and_blobs_stay(tmp_path: Path) -> None:

@@ -134,6 +134,19 @@ def test_a_state_that_devices_would_refuse_is_not_made_a_model(server: Server) -
     assert has(server.registry()) == {"stable": (1, 1)}
 
 
+def test_a_catalogue_that_changes_while_a_model_is_made_is_the_one_that_it_is_over(server: Server) -> None:
+    after = replace(CATALOGUE, retired=frozenset({"film:3"}))
+
+    def changed(point: str) -> None:
+        if point == "add:blobs":
+            write_json(server.folder.path / "catalogue.json", after.to_record())
+
+    server.at = changed
+    made = server.add(1)
+    assert made.manifest.catalogue_version == after.version
+    assert [model.version for model in server.registry().models()] == [1, 2]
+
+
 def test_where_promotion_is_automatic_a_new_model_is_stable_at_once(tmp_path: Path) -> None:
     server = Server.make(tmp_path / "prod", '[models]\npromote = "automatic"\n')
     assert server.add(1).channels == ("candidate", "stable")
@@ -490,6 +503,22 @@ def test_only_what_nobody_can_want_any_more_is_thrown_away(tmp_path: Path) -> No
     assert server.add(1, registry).version == 2  # what it was is still known
     server.ahead_ms += 2 * DAY
     assert registry.collect().versions == (), "stable has 3 now, and 4 is the newest"
+
+
+def test_bytes_go_only_after_the_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, registry = grown(tmp_path, keep=1)
+    before = tree(server)
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", full)
+        with pytest.raises(InvalidConfig, match="No space"):
+            registry.collect()
+    assert tree(server) == before
+    assert registry.verify() == []
+    assert registry.collect().versions == (1, 2)
 
 
 def test_the_newest_are_kept_and_so_is_what_is_being_made(tmp_path: Path) -> None:
