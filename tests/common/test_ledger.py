@@ -198,6 +198,19 @@ def test_a_sampled_round_counts_whatever_cap_is_claimed_for_it() -> None:
     assert ledger.spent().epsilon == pytest.approx(epsilon_of(4, 4, 4), rel=1e-9)
 
 
+@pytest.mark.parametrize("cap", [2, None])
+def test_what_rounds_would_cost_is_what_they_do_once_charged_and_asking_writes_nothing(cap: int | None) -> None:
+    with Ledger("readers", delta=DELTA) as ledger:
+        ledger.charge(1, ROUND, plan="p", cap=cap)
+        rounds = {n: Gaussian(noise_multiplier=20.0 - n) for n in (1, 2, 3, 4)}  # the first is charged again
+        foretold = ledger.after(rounds, plan="p", cap=cap)
+        assert len(ledger.entries) == 1
+        for number, event in rounds.items():
+            ledger.charge(number, event, plan="p", cap=cap)
+        assert foretold == ledger.spent()
+        assert ledger.after({}, plan="p", cap=cap) == ledger.spent()
+
+
 def test_a_cap_without_its_plan_is_refused() -> None:
     ledger = Ledger("readers", delta=DELTA)
     with pytest.raises(InvalidConfig, match="digest"):

@@ -328,6 +328,20 @@ class Ledger:
         with self._transaction("BEGIN"):
             return self._bound(profile)
 
+    def after(self, rounds: Mapping[int, Event], *, plan: str = "", cap: int | None = None) -> accounting.Bound:
+        """ε if these rounds of a plan were charged as well, each once more. Nothing is written.
+
+        Args:
+            rounds: what each would be charged.
+            cap: k, as for `charge`.
+        """
+        with self._transaction("BEGIN"):
+            more: Counter[_Charge] = Counter()
+            for number, event in rounds.items():
+                repeat = self._seen.tries[plan, number] > 0
+                more[_Charge(event=replace(event, count=1), plan=plan, cap=cap, repeat=repeat)] += event.count
+            return self._bound(None, more)
+
     def verify(self, head: str | None = None) -> int:
         """Replays every entry from zero; how many there are.
 
