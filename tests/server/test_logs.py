@@ -332,7 +332,7 @@ def test_a_life_of_rounds_downloads_and_actions_leaves_nothing_of_anybody_in_the
             raise RuntimeError(f"{ITEM} {NODE}")
 
     made = web.application(
-        folder, database_factory=lambda: Database(folder.database), models=Registry(), now_ms=lambda: NOW
+        folder, database_factory=lambda: Database(folder.database), models=lambda _: Registry(), now_ms=lambda: NOW
     )
     with serving(lambda _: made) as address:
         one = Server(folder, address=address)

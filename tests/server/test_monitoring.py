@@ -95,7 +95,7 @@ def test_rounds_are_told_newest_first_with_what_became_of_who_was_asked(tmp_path
     assert (found.phase, found.since_ms, list(found.steps)) == (
         "training",
         history.now_ms - 1000,
-        ["drawn", "planned", "training"],
+        ["planned", "drawn", "training"],
     )
     assert (found.running, found.done, found.recent[1].why) == (True, 1, "too few answers")
     assert (found.totals.released, found.totals.abandoned) == (1, 1)
@@ -140,6 +140,8 @@ def test_a_pause_and_the_end_of_a_plan_are_told_apart(tmp_path: Path) -> None:
     assert status(history.folder).running
     history.want("paused")
     assert status(history.folder).why == "paused by the operator"
+    history.want("paused: the disk is full")
+    assert (status(history.folder).running, status(history.folder).why) == (False, "paused: the disk is full")
     for _ in range(12):
         history.round(drawn=50)
     assert status(history.folder).why == "every round of the plan is released"
@@ -208,6 +210,11 @@ def test_a_clock_that_was_set_back_is_told(tmp_path: Path) -> None:
     last_ms = history.now_ms - 1000
     assert status(history.folder, last_ms).clock_behind_ms == 0
     assert status(history.folder, last_ms - DAY).clock_behind_ms == DAY
+    history.now_ms -= DAY
+    history.round("training")
+    found = status(history.folder, history.now_ms)
+    assert [one.round for one in found.recent] == [2, 1]  # the newest is the one that was written last
+    assert (found.phase, found.clock_behind_ms) == ("training", last_ms - history.now_ms)
 
 
 # --------------------------------------------------------------------------------------------------------- how it is

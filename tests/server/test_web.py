@@ -112,7 +112,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         return web.application(
             one.folder,
             database_factory=lambda: Database(one.folder.database),
-            models=one.registry,
+            models=lambda _: one.registry,
             extra_routes=[extra],
             probes={"superlink": lambda: one.probed},
             now_ms=lambda: one.now_ms,

@@ -159,7 +159,7 @@ class Status:
         phase: of the newest round; "" before the first. `since_ms` is when it came to it.
         steps: when the newest round came to each phase.
         running: whether the operator wants rounds, and there is one left to run.
-        why: rounds do not run; "" where they do.
+        why: no round begins; "" where one may. A switch rounds = "paused: WHY" is told as it stands.
         done, rounds: of the plan.
         rounds_left: that the plan has and the budget has room for.
         clock_behind_ms: how far this clock is behind the latest time written down; above 0 it was set back.
@@ -335,36 +335,41 @@ def not_ready(status: Status) -> tuple[Problem, ...]:
 
 
 def _halted(switch: str, known: Mapping[str, Any]) -> str:
-    """Why no round runs; "" where rounds may."""
+    """Why no round begins; "" where one may."""
     if known.get("rounds") and known.get("done", 0) >= known["rounds"]:
         return "every round of the plan is released"
     if known.get("rounds") and not known["rounds_left"]:
         return "the budget has no room for another round"
     if switch == "running":
         return ""
-    return "not started yet" if switch == "not started" else "paused by the operator"
+    if switch == "not started":
+        return "not started yet"
+    return switch if switch.startswith("paused: ") else "paused by the operator"
 
 
 def _of_history(db: Database, now_ms: int) -> dict[str, Any]:
-    rows = db.rows("SELECT * FROM rounds ORDER BY at_ms DESC, round DESC, attempt DESC LIMIT ?", RECENT)
-    recent = tuple(_round(row) for row in rows)
-    moves = db.rows("SELECT channel, version, at_ms, why FROM moves ORDER BY number DESC LIMIT ?", RECENT)
-    known: dict[str, Any] = {"recent": recent, "totals": _totals(db)}
-    known["moves"] = tuple(
-        Move(**dict(zip(row.keys(), row, strict=True))) for row in moves if row["channel"] in CHANNELS
+    """Newest first as they were written, whatever the clock did meanwhile."""
+    last = f"SELECT * FROM phases ORDER BY number DESC LIMIT {RECENT * len(PHASES)}"
+    rows = db.rows(
+        f"SELECT rounds.*, changes.* FROM rounds JOIN (SELECT plan, round, attempt, max(number) AS newest, "
+        f"max(at_ms) AS latest_ms, json_group_object(phase, at_ms) AS steps FROM ({last}) GROUP BY 1, 2, 3) AS changes "
+        f"USING (plan, round, attempt) ORDER BY newest DESC LIMIT {RECENT}"
     )
+    moves = db.rows(f"SELECT channel, version, at_ms, why FROM moves ORDER BY number DESC LIMIT {RECENT}")
+    recent = tuple(_round(row) for row in rows)
+    known: dict[str, Any] = {
+        "recent": recent,
+        "totals": _totals(db),
+        "moves": tuple(Move(**dict(row)) for row in moves if row["channel"] in CHANNELS),
+    }
     if rows:
-        newest = (rows[0]["plan"], rows[0]["round"], rows[0]["attempt"])
-        steps = db.rows(
-            "SELECT phase, max(at_ms) FROM phases WHERE (plan, round, attempt) = (?, ?, ?) GROUP BY 1", *newest
-        )
+        steps = json.loads(rows[0]["steps"])
         known |= {
             "phase": recent[0].phase,
             "since_ms": recent[0].at_ms,
-            "steps": {p: at for p, at in steps if p in PHASES},
+            "steps": {phase: steps[phase] for phase in PHASES if phase in steps},
+            "clock_behind_ms": max(0, max(row["latest_ms"] for row in rows) - now_ms),
         }
-        latest = db.one("SELECT max(at_ms) FROM phases")
-        known["clock_behind_ms"] = max(0, (latest[0] if latest else None or 0) - now_ms)
     return known
 
 

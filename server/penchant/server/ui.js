@@ -213,9 +213,9 @@ function drawModels() {
   );
   if (!status.channels.length) at("channels").append(make("li", {}, "No channel has a model."));
   const [stable, candidate] = ["stable", "candidate"].map((name) => status.channels.find((one) => one.name === name));
-  at("promote").hidden = !candidate || candidate.version === stable?.version;
+  at("promote").hidden = !candidate || candidate.version <= (stable?.version ?? 0);
   if (candidate) tell("promote", `Promote version ${candidate.version} to stable…`);
-  at("rollback").hidden = new Set(status.moves.filter((one) => one.channel === "stable").map((one) => one.version)).size < 2;
+  at("rollback").hidden = !status.moves.some((one) => one.channel === "stable" && one.version < (stable?.version ?? 0));
   at("history").hidden = !status.moves.length;
   at("moves").replaceChildren(
     ...status.moves.map((one) => make("li", {}, make("p", {}, `${one.channel}: version ${one.version}`), make("p", { className: "quiet" }, `${date(one.at_ms)}${one.why ? ` · ${one.why}` : ""}`))),

@@ -77,7 +77,7 @@ def application(
     folder: Folder,
     *,
     database_factory: Callable[[], Database],
-    models: Models | None = None,
+    models: Callable[[Database], Models] | None = None,
     extra_routes: Sequence[BaseRoute] = (),
     probes: Mapping[str, Probe] | None = None,
     hosts: Sequence[str] = (),
@@ -89,7 +89,7 @@ def application(
 
     Args:
         database_factory: opens server.db for the thread that calls it.
-        models: of the registry; without it a model cannot be promoted here.
+        models: the registry on such a database; without it no model can be promoted here.
         probes: by name, what else must be there for the server to be ready.
         hosts: names beside the operator's address under which it may be asked.
         every_s: how old a status may be.
@@ -117,11 +117,16 @@ def application(
         with database_factory() as database:
             database.set_switch("rounds", "paused")
 
+    def on_models(act: Callable[[Models], object]) -> None:
+        if models is not None:
+            with database_factory() as database:
+                act(models(database))
+
     actions: dict[str, Callable[[Mapping[str, Any]], object]] = {"rounds/start": start, "rounds/pause": pause}
     if models is not None:
         actions |= {
-            "models/promote": lambda said: models.promote(_version(said)),
-            "models/rollback": lambda said: models.rollback(),
+            "models/promote": lambda said: on_models(lambda registry: registry.promote(_version(said))),
+            "models/rollback": lambda _: on_models(lambda registry: registry.rollback()),
         }
     acts = [
         Route(f"/v1/{name}", _behind_token(folder, functools.partial(_act, name, act, reader)), methods=["POST"])
