@@ -222,6 +222,7 @@ def test_a_library_is_named_and_not_quoted(name: str) -> None:
     library = logging.getLogger(name)
     shown = io.StringIO()
     library.addHandler(logging.StreamHandler(shown))  # as Flower brings its own
+    library.propagate = False
     out = io.StringIO()
     logs.configure("rounds", out)
     library.info("node %d answered from %s", NODE, WHERE)

@@ -129,7 +129,7 @@ def application(
             "models/rollback": lambda _: on_models(lambda registry: registry.rollback()),
         }
     acts = [
-        Route(f"/v1/{name}", _behind_token(folder, functools.partial(_act, name, act, reader)), methods=["POST"])
+        Route(f"/v1/{name}", _behind_token(folder, functools.partial(_act, name, act)), methods=["POST"])
         for name, act in actions.items()
     ]
     return Starlette(
@@ -181,11 +181,6 @@ class _Reader:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
         self._cache.close()
-
-    def forget(self) -> None:
-        """Has the next one read anew."""
-        with self._lock:
-            self._last = None
 
 
 def _asked(probe: Probe) -> str:
@@ -279,7 +274,7 @@ def _behind_token(folder: Folder, endpoint: _Endpoint) -> _Endpoint:
     return guarded
 
 
-async def _act(name: str, act: Callable[[Mapping[str, Any]], object], reader: _Reader, request: Request) -> Response:
+async def _act(name: str, act: Callable[[Mapping[str, Any]], object], request: Request) -> Response:
     try:
         await run_in_threadpool(act, await _said(request))
     except _BadRequest as error:
@@ -288,7 +283,6 @@ async def _act(name: str, act: Callable[[Mapping[str, Any]], object], reader: _R
         log.warning("an operator's action was refused", extra={"action": name.replace("/", " ")}, exc_info=error)
         return JSONResponse({"error": str(error)}, status_code=409)
     log.info("an operator's action", extra={"action": name.replace("/", " ")})
-    reader.forget()
     return JSONResponse({"done": name})
 
 
