@@ -145,8 +145,7 @@ def without(part: str) -> Way:
 def another(**fields: int) -> Way:
     def way(message: Message, order: Order, total: Arrays) -> Message:
         content = sealed(order, total)
-        told = {"round": order.round, "attempt": order.attempt} | fields
-        content["diagnostics"] = MetricRecord(told)
+        content["diagnostics"] = MetricRecord({"round": order.round, "attempt": order.attempt, **fields})
         return Message(content, reply_to=message)
 
     return way

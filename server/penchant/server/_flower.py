@@ -56,7 +56,13 @@ from flwr.supercore.control import ControlHttpClient
 from penchant.common.arrays import view_npy, write_npy
 from penchant.common.artifacts.sealing import RoundOpener
 from penchant.common.artifacts.signing import Envelope, SigningKey
-from penchant.common.errors import MalformedContribution, PenchantError, PrivacyRefused, Unreachable
+from penchant.common.errors import (
+    MalformedContribution,
+    PenchantError,
+    PrivacyRefused,
+    Unreachable,
+    UntrustedArtifact,
+)
 from penchant.common.learners.contract import State
 from penchant.common.privacy import noise
 from penchant.common.wire import Order, Reply
@@ -139,7 +145,7 @@ class PrivateSumStrategy(FedAvg):
         ]
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+        self, server_round: int, replies: Iterable[Message | Unsent]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         try:
             record = self._rounds.close(self._read(message) for message in replies)
@@ -147,7 +153,8 @@ class PrivateSumStrategy(FedAvg):
             self._opener = None  # from here on nobody can open what was sealed
         self.record = record
         if record.refused or record.abandoned:
-            log.warning("round %d: %s %s", record.round, record.abandoned, dict(record.refused))
+            told = {"round": record.round, "attempt": record.attempt, "refused": dict(record.refused)}
+            log.warning("replies were left out", extra={**told, "why": record.abandoned})
         self._after_round(record, self._rounds)
         return to_record(self._rounds.learner.released(self._rounds.state)), None
 
@@ -228,7 +235,7 @@ def gather(grid: Grid, n_nodes: int, wait_s: float) -> None:
     until = time.monotonic() + wait_s
     while (here := len(list(grid.get_node_ids()))) < n_nodes:
         if time.monotonic() > until:
-            log.warning("%d of %d nodes are connected; the others count as absent", here, n_nodes)
+            log.warning("nodes that are not connected count as absent", extra={"n": n_nodes - here})
             return
         time.sleep(0.1)
 
@@ -281,9 +288,13 @@ def operated(operation: Callable[[], AbstractContextManager[Operated]]) -> Serve
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        noise.self_test()
-        with operation() as here:
-            conduct(grid, here)
+        try:
+            noise.self_test()
+            with operation() as here:
+                conduct(grid, here)
+        except Exception as error:  # Flower writes the traceback where the operator does not look
+            log.error("rounds end by an error", exc_info=error)
+            raise
 
     return app
 
@@ -308,7 +319,7 @@ def conduct(grid: Grid, here: Operated, *, sleep: Callable[[float], None] = time
             orders = strategy.configure_train(1, to_record(rounds.learner.released(rounds.state)), ConfigRecord(), grid)
             strategy.aggregate_train(1, exchange(grid, orders, settings.deadline_s, sleep=sleep))
         except PrivacyRefused as error:
-            log.error("no round: %s", error)
+            log.error("no round", extra={"why": str(error)})
             if rounds is not None and rounds.is_open:
                 rounds.abandon("refused for privacy")
             here.hold(str(error))
@@ -346,7 +357,7 @@ def exchange(
         try:
             sent = list(grid.push_messages([message]))
         except Exception as error:  # of Flower's and its HTTP client's many
-            log.warning("an order was not sent: %s", type(error).__name__)
+            log.warning("an order was not sent", exc_info=error)
             sent = []
         if sent and sent[0]:
             waiting.add(sent[0])
@@ -357,7 +368,7 @@ def exchange(
         try:
             found = list(grid.pull_messages(list(waiting)))
         except Exception as error:
-            log.warning("answers could not be fetched: %s", type(error).__name__)
+            log.warning("answers could not be fetched", exc_info=error)
             found = []
         waiting -= {message.metadata.reply_to_message_id for message in found}
         while found:
@@ -371,7 +382,7 @@ def _there(grid: Grid, shards: dict[int, int], minimum: int) -> bool:
     try:
         return len(shards.keys() & set(grid.get_node_ids())) >= minimum
     except Exception as error:
-        log.warning("devices could not be listed: %s", type(error).__name__)
+        log.warning("devices could not be listed", exc_info=error)
         return False
 
 
@@ -416,15 +427,21 @@ class Control:
         self._timeout_s = timeout_s
 
     def register(self, key: bytes) -> int:
-        """Lets a device with this key in; the number that Flower gives it, also where it has one."""
+        """Lets a device with this key in; the number that Flower gives it, also where it has one.
+
+        Raises:
+            UntrustedArtifact: the key was taken out before, and Flower lets no such key in again.
+        """
         public = load_der_public_key(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         try:
             return int(self._call(lambda: self._client.RegisterNode(RegisterNodeRequest(public_key=public))).node_id)
         except Unreachable:
-            for node in self.nodes():  # it was let in before, and the answer was lost
-                if node.key == key:
-                    return node.id
-            raise
+            known = [node for node in self._all_nodes() if node.key == key]
+            if not known:
+                raise
+            if known[0].status == "unregistered":
+                raise UntrustedArtifact("Flower lets no key in again that was taken out") from None
+            return known[0].id  # it was let in before, and the answer was lost
 
     def unregister(self, node_id: int) -> None:
         """Lets a device in no longer; one that is not there is no error."""
@@ -435,16 +452,17 @@ class Control:
                 raise
 
     def nodes(self) -> list[Node]:
-        """Every device that is registered and was not unregistered."""
-        found = self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        """Every device that is let in."""
+        return [node for node in self._all_nodes() if node.status != "unregistered"]
+
+    def _all_nodes(self) -> list[Node]:
         return [
             Node(
                 one.node_id,
                 load_pem_public_key(one.public_key).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
                 one.status,
             )
-            for one in found
-            if one.status != "unregistered"
+            for one in self._call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
         ]
 
     def start(self, app: Path) -> int:
@@ -460,11 +478,11 @@ class Control:
 
     def status(self, run_id: int) -> str:
         """ "pending", "starting", "running", or how it ended: "completed", "failed", "stopped"; "" for one unknown."""
-        found = self._call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict
+        found = self._call(lambda: self._client.ListRuns(ListRunsRequest(limit=50))).run_dict  # the newest
         if run_id not in found:
             return ""
         status = found[run_id].status
-        return status.sub_status if status.status == "finished" else status.status
+        return str(status.sub_status if status.status == "finished" else status.status)
 
     def close(self) -> None:
         self._client.close()
@@ -479,6 +497,4 @@ class Control:
         try:
             return ask()
         except httpx.HTTPError as error:
-            raise Unreachable(
-                f"the SuperLink did not do it ({type(error).__name__}): is it up? penchant doctor"
-            ) from None
+            raise Unreachable(f"the SuperLink did not do it ({type(error).__name__}): see penchant doctor") from None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -137,11 +137,14 @@ class Database:
         return default if found is None else str(found["value"])
 
     def set_switch(self, name: str, value: str) -> None:
+        self.set_switches({name: value})
+
+    def set_switches(self, values: Mapping[str, str]) -> None:
+        """All of them at once."""
         with self.transaction() as db:
-            db.execute(
-                "INSERT INTO switches VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value, "
-                "at_ms = excluded.at_ms",
-                (name, value, self.now_ms()),
+            db.executemany(
+                "INSERT OR REPLACE INTO switches VALUES (?, ?, ?)",
+                [(name, value, self.now_ms()) for name, value in values.items()],
             )
 
     def close(self) -> None:

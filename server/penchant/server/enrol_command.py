@@ -115,10 +115,10 @@ def _revoke(args: argparse.Namespace, registry: Callable[[Folder], Registry]) ->
     return 0
 
 
-def _not_running(folder: Folder) -> Registry:
-    from penchant.server.enrolment import NotRunning
+def _flower(folder: Folder) -> Registry:
+    from penchant.server.registrar import Registrar
 
-    return NotRunning()
+    return Registrar(folder)
 
 
-enrol = command(_not_running)
+enrol = command(_flower)

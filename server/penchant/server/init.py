@@ -54,7 +54,9 @@ def configure_init(parser: argparse.ArgumentParser) -> None:
         "and only this machine is reached)",
     )
     how.add_argument("--port", type=int, default=PORT, help=f"of the edge; three more follow (default: {PORT})")
-    how.add_argument("--minimum", type=int, metavar="N", help="answers below which a round is abandoned (default: 1)")
+    how.add_argument(
+        "--minimum", type=int, metavar="N", help="answers below which a round is given up (default: half)"
+    )
     how.add_argument("--deadline", type=float, metavar="S", help="seconds that a round waits (default: 3600)")
     how.add_argument(
         "--promote", choices=("by hand", "automatic"), help="how a new model becomes stable (default: by hand)"
@@ -159,7 +161,11 @@ def _settings(args: argparse.Namespace, start: Start) -> Settings:
         superlink=f"127.0.0.1:{args.port + 2}",
         services=f"127.0.0.1:{args.port + 3}",
     )
-    rounds: dict[str, Any] = {"minimum": args.minimum, "deadline_s": args.deadline}
+    half = (start.plan.cohort + 1) // 2  # fewer would spend the same budget on next to nothing
+    rounds: dict[str, Any] = {
+        "minimum": half if args.minimum is None else args.minimum,
+        "deadline_s": args.deadline,
+    }
     return Settings(
         app_id=start.app_id,
         population=start.plan.population,

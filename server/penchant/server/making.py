@@ -205,6 +205,7 @@ def _database(folder: Folder, plan: PrivacyPlan, state: str, catalogue: Catalogu
             "INSERT INTO moves (channel, sequence, version, manifest, at_ms, why) VALUES ('stable', 1, 1, ?, ?, ?)",
             (offer.manifest.sha256, now_ms, "the first release"),
         )
+        db.execute("INSERT INTO switches VALUES ('rounds', 'running', ?)", (now_ms,))  # once enough devices are there
     beside.replace(folder.database)
     sync(folder.path)
 

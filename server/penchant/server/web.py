@@ -37,7 +37,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penchant.common.errors import PenchantError
-from penchant.server import monitoring
+from penchant.server import monitoring, wanted
 from penchant.server.database import Database
 from penchant.server.folder import Folder, secret
 from penchant.server.monitoring import Problem, Status
@@ -111,11 +111,11 @@ def application(
 
     def start(_: Mapping[str, Any]) -> None:
         with database_factory() as database:
-            database.set_switch("rounds", "running")
+            wanted.start(database)
 
     def pause(_: Mapping[str, Any]) -> None:
         with database_factory() as database:
-            database.set_switch("rounds", "paused")
+            wanted.pause(database)
 
     def on_models(act: Callable[[Models], object]) -> None:
         if models is not None:

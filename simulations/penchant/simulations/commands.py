@@ -57,7 +57,7 @@ _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("k-core", int, "keep users and items with at least so many interactions (uncharged)"),
     ("seed", int, "of everything random"),
     ("nodes", int, "Flower nodes that share the users"),
-    ("engine", str, "local, or flower: Flower's simulation engine on Ray"),
+    ("engine", str, "local, flower (Flower's simulation engine on Ray), or fleet: devices against a running server"),
     ("device", str, "auto, cpu or cuda"),
 )
 
@@ -93,6 +93,12 @@ def _configure_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an interrupted run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: a new one under runs/)")
     _configure_talk(parser)
+    fleet = parser.add_argument_group("with --engine fleet")
+    fleet.add_argument("--url", help="an operator's folder on this machine, or https://host:port of a server elsewhere")
+    fleet.add_argument("--devices", type=int, default=5, metavar="N", help="processes to start (default: 5)")
+    fleet.add_argument("--bundle", type=Path, metavar="FILE", help="of a server elsewhere: what its app ships with")
+    fleet.add_argument("--token", help="of a server elsewhere: an enrolment token with as many uses as devices")
+    fleet.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="at most (default: 600)")
 
 
 def _configure_talk(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +108,12 @@ def _configure_talk(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    if args.engine == "fleet":
+        from penchant.simulations.fleet_command import run
+
+        return run(args)
+    if args.url or args.bundle or args.token:
+        raise InvalidConfig("--url, --bundle and --token go with --engine fleet")
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # before NumPy loads: nodes run in threads, and pools within them only wait
 
