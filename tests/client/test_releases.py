@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from penchant.client import _releases
 from penchant.client._releases import POINTS, Shelf
-from penchant.common.artifacts.bundle import Bundle, catalogue_bytes
-from penchant.common.artifacts.manifest import Offer, Seen
+from penchant.common.artifacts.bundle import Bundle, catalogue_bytes, compact_bytes
+from penchant.common.artifacts.manifest import Blob, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import SigningKey
 from penchant.common.errors import MalformedArtifact
@@ -191,3 +193,30 @@ print(t.version(here))
 def test_with_no_release_and_no_bundle_either_the_error_says_which_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MalformedArtifact, match=r"none\.bundle"):
         shelf(tmp_path, tmp_path / "none.bundle").current()
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "another"])
+def test_a_compact_catalogue_that_cannot_be_used_is_made_again_and_the_release_stays(
+    tmp_path: Path, bundle: Path, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "releases" / put(shelf(tmp_path, bundle), 2).manifest.sha256 / "catalogue.compact"
+    data = place.read_bytes()
+    other = replace(CATALOGUE, titles=tuple("another's" for _ in CATALOGUE.ids))
+    harmed = {"flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "cut": data[:-7], "empty": b"", "gone": b""}
+    place.write_bytes((harmed | {"another": compact_bytes(other, Blob.of(catalogue_bytes(other)))})[harm])
+    if harm == "gone":
+        place.unlink()
+    found = shelf(tmp_path, bundle).current()
+    assert (found.manifest.version, found.damaged, found.catalogue.titles) == (2, 0, CATALOGUE.titles)
+    assert place.read_bytes() == data
+    monkeypatch.delattr(_releases, "read_catalogue")  # so that the JSON is read no more
+    assert shelf(tmp_path, bundle).current().catalogue.titles == CATALOGUE.titles
+
+
+def test_a_release_is_in_use_though_its_compact_catalogue_cannot_be_kept(tmp_path: Path, bundle: Path) -> None:
+    place = tmp_path / "releases" / put(shelf(tmp_path, bundle), 2).manifest.sha256 / "catalogue.compact"
+    place.unlink()
+    place.mkdir()  # no file can be put there
+    found = shelf(tmp_path, bundle).current()
+    assert (found.manifest.version, found.damaged, found.catalogue) == (2, 0, CATALOGUE)
+    assert [path.name for path in place.parent.glob("*.part")] == []

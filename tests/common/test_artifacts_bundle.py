@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import struct
@@ -11,12 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penchant.common.artifacts import bundle
-from penchant.common.artifacts.bundle import App, Bundle, catalogue_bytes, read_catalogue, write_whole
+from penchant.common.artifacts.bundle import (
+    App,
+    Bundle,
+    catalogue_bytes,
+    compact_bytes,
+    read_catalogue,
+    read_compact,
+    write_whole,
+)
 from penchant.common.artifacts.manifest import Blob, Seen
 from penchant.common.artifacts.signing import to_json
 from penchant.common.catalogue import Catalogue
@@ -322,3 +332,54 @@ def test_a_catalogue_of_other_bytes_or_another_version_is_malformed() -> None:
         read_catalogue(manifest(), data + b" ")
     with pytest.raises(MalformedArtifact, match="not of the version"):
         catalogue_of(data, "0" * 16)
+
+
+TEXT = st.text(max_size=4)
+
+
+@given(data=st.data(), n=st.integers(1, 4))
+def test_a_compact_catalogue_is_the_one_that_its_json_says(data: st.DataObject, n: int) -> None:
+    def column(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
+        return tuple(data.draw(st.lists(values, min_size=n, max_size=n)))
+
+    name, topics = data.draw(TEXT.filter(bool)), column(st.lists(TEXT, max_size=2).map(tuple))
+    ids = data.draw(st.lists(TEXT, min_size=n, max_size=n, unique=True))
+    catalogue = Catalogue(
+        ids=ids,
+        titles=column(TEXT),
+        topics=topics,
+        retired=data.draw(st.frozensets(st.sampled_from(ids))),
+        sensitive=frozenset(topic for own in topics[:1] for topic in own),
+        name=name,
+        categories={name: column(TEXT)},
+        numbers={name: column(st.floats(allow_infinity=False))},
+        texts={name: column(TEXT)},
+        vectors={name: np.arange(2.0 * n, dtype=np.float32).reshape(n, 2)},
+    )
+    read = catalogue_of(catalogue_bytes(catalogue), catalogue.version)
+    of = Blob.of(catalogue_bytes(catalogue))
+    found = read_compact(manifest(catalogue=of, catalogue_version=catalogue.version), compact_bytes(read, of))
+    assert found is not None
+    assert found.version == dataclasses.replace(found).version == catalogue.version  # replace: worked out anew
+    for field in dataclasses.fields(Catalogue):
+        if field.name not in ("numbers", "vectors"):
+            assert getattr(found, field.name) == getattr(catalogue, field.name)
+    assert repr(found.numbers) == repr(catalogue.numbers)  # NaN is not equal to itself
+    np.testing.assert_array_equal(found.vectors[name], catalogue.vectors[name])
+    assert found.index == {item: i for i, item in enumerate(ids)}
+
+
+def test_a_compact_catalogue_that_is_damaged_or_of_another_release_or_penchant_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = Blob.of(FILES["catalogue.json"])
+    here, data = manifest(catalogue=of), compact_bytes(CATALOGUE, of)
+    assert read_compact(here, data) == CATALOGUE
+    for i in range(len(data)):
+        assert read_compact(here, data[:i]) is None
+        assert read_compact(here, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]) is None
+    assert read_compact(here, data + b"0") is None
+    assert read_compact(manifest(catalogue=Blob.of(b"{}")), data) is None
+    assert read_compact(manifest(catalogue=of, catalogue_version="0" * 16), data) is None
+    monkeypatch.setattr(bundle, "_COMPACT", 2)
+    assert read_compact(here, data) is None

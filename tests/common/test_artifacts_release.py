@@ -172,6 +172,7 @@ UNFIT: dict[str, dict[str, Any]] = {
     "popularity below 0": {"side/popularity": wide((N,)) - np.float32(0.5)},
     "a NaN": {"side/vectors": wide((N, 3)) + np.float32("nan")},
     "an infinity in the state": {"state/w": np.array([np.inf])},
+    "an infinity below": {"state/w": np.array([0, -np.inf])},
     "transitions of another catalogue": {"side/leave": wide((N + 1, 2)), "side/arrive": wide((N + 1, 2))},
     "transitions of two widths": {"side/leave": wide((N, 3))},
     "transitions of integers": {"side/leave": np.ones((N, 2), np.int32)},

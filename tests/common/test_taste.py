@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penchant.common import taste
 from penchant.common.arrays import Float32, Float64
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 from penchant.common.taste import (
     FORGOTTEN,
+    ItemSide,
     TasteConfig,
     Transitions,
     attribution,
@@ -207,6 +209,15 @@ def test_a_posterior_is_bayes_rule_and_a_wrong_prior_shows() -> None:
 def test_an_empty_history_has_the_priors_taste() -> None:
     np.testing.assert_array_equal(tastes(VECTORS, people([], [2]), PLAIN, PRIOR)[0], PRIOR)
     np.testing.assert_allclose(posterior(VECTORS, History.of([]), PLAIN, PRIOR).mean, PRIOR, atol=1e-9)
+
+
+def test_the_gram_matrix_is_the_same_in_blocks_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taste, "_BLOCK", 7)
+    vectors = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    for n in (0, 7, 20):
+        f = vectors[:n].astype(np.float64)
+        side = ItemSide(vectors[:n], np.zeros(n, np.float32), TasteConfig())
+        np.testing.assert_allclose(side.gram, f.T @ f, rtol=1e-12)
 
 
 def test_declared_topics_lead_to_items_that_have_them() -> None:

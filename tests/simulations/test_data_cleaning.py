@@ -25,7 +25,7 @@ def dataset(
 
 
 def histories(data: Dataset) -> list[list[str]]:
-    return [[data.catalogue.ids[i] for i in h.items] for h in data.interactions]
+    return [[data.catalogue.ids[int(i)] for i in h.items] for h in data.interactions]
 
 
 def test_users_come_by_first_appearance_and_rows_by_time_with_ties_in_file_order() -> None:

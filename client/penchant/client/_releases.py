@@ -1,22 +1,25 @@
 """Releases on a device: taken in whole or not at all, checked each time they are read, the last good one kept.
 
     releases/HASH/{offer.json, catalogue.json, model.safetensors}     HASH: of the manifest
+    releases/HASH/catalogue.compact                                   made here of catalogue.json, to be read sooner
     releases/current                                                  names, the newest first
 
 A release is written beside, synced and renamed, and only then named in `current`, itself by a rename; a device that
 stops in between goes on with what it had. Reading checks every signature and hash anew, and falls back from a release
-that is damaged to the one before it, and at last to the app's bundle.
+that is damaged to the one before it, and at last to the app's bundle. The compact catalogue alone is signed by nobody:
+it is read where it is whole and of the catalogue.json beside it, and made again where it isn't.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.common.artifacts.bundle import App, Bundle, read_catalogue
+from penchant.common.artifacts.bundle import App, Bundle, compact_bytes, read_catalogue, read_compact, write_whole
 from penchant.common.artifacts.manifest import Manifest, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.catalogue import Catalogue
@@ -124,24 +127,35 @@ class Shelf:
         return [name for name in names if name.isalnum()]
 
     def _read(self, name: str, damaged: int) -> Installed:
+        place, app = self._folder / name, self._app
         try:
-            offer, catalogue, model = ((self._folder / name / file).read_bytes() for file in _FILES)
+            read = Offer.from_bytes((place / "offer.json").read_bytes())
+            manifest, _ = read.check(  # its age was checked when it came
+                app.root,
+                app_id=app.app_id,
+                population=app.population,
+                channel=app.channel,
+                now_ms=read.made_ms,
+                seen=Seen(),
+            )
+            if read.manifest.sha256 != name:
+                raise MalformedArtifact(f"release {name[:16]} is another one")
+            catalogue = _catalogue(place, manifest)
+            model = manifest.model.check((place / "model.safetensors").read_bytes())
         except OSError as error:
             raise MalformedArtifact(f"release {name[:16]}: {error.strerror}") from None
-        read = Offer.from_bytes(offer)
-        app = self._app
-        manifest, _ = read.check(  # its age was checked when it came
-            app.root,
-            app_id=app.app_id,
-            population=app.population,
-            channel=app.channel,
-            now_ms=read.made_ms,
-            seen=Seen(),
-        )
-        if read.manifest.sha256 != name:
-            raise MalformedArtifact(f"release {name[:16]} is another one")
-        found = read_catalogue(manifest, catalogue)
-        return Installed(manifest, found, Release.from_bytes(manifest.model.check(model), len(found)), name, damaged)
+        return Installed(manifest, catalogue, Release.from_bytes(model, len(catalogue)), name, damaged)
+
+
+def _catalogue(place: Path, manifest: Manifest) -> Catalogue:
+    data, compact = manifest.catalogue.check((place / "catalogue.json").read_bytes()), place / "catalogue.compact"
+    with contextlib.suppress(OSError):
+        if (found := read_compact(manifest, compact.read_bytes())) is not None:
+            return found
+    found = read_catalogue(manifest, data)
+    with contextlib.suppress(OSError):  # without it the next opening takes as long as this one
+        write_whole(compact, compact_bytes(found, manifest.catalogue))
+    return found
 
 
 _FILES = ("offer.json", "catalogue.json", "model.safetensors")

@@ -1,7 +1,7 @@
 """The public catalogue: what can be recommended, and what anybody may know about it.
 
 Everything here is public and costs no privacy. What users wrote or did (tags, ratings, counts) is data and never
-enters a catalogue. How the columns become numbers is content.py's to say.
+enters a catalogue. How the columns become numbers is content.py's to say, how a million of them fit compact.py's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penchant.common.arrays import Bool, Float32, Int32, Int64
+from penchant.common.compact import Places, Shared, Strings
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig, MalformedData
 
@@ -44,37 +45,43 @@ class Catalogue:
         texts: columns of prose in any language (plot, description), by name; "" where there is none.
         vectors: float32[n, d] made elsewhere (of an image, a sound, a sentence), by name; finite, zeros where none.
 
-    Every column has one value for each item. Two catalogues are equal when name and version are.
+    Every column has one value for each item, and those of text become the sequences of compact.py, which equal the
+    tuples that were given. Two catalogues are equal when name and version are.
     """
 
-    ids: tuple[str, ...]
-    titles: tuple[str, ...] = ()
-    topics: tuple[tuple[str, ...], ...] = ()
+    ids: Sequence[str]
+    titles: Sequence[str] = ()
+    topics: Sequence[tuple[str, ...]] = ()
     retired: frozenset[str] = frozenset()
     name: str = "catalogue"
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vectors: Mapping[str, Float32] = field(default_factory=dict)
     sensitive: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for column in ("titles", "topics"):
-            if not getattr(self, column):
-                object.__setattr__(self, column, self.ids if column == "titles" else ((),) * len(self.ids))
-            if len(getattr(self, column)) != len(self.ids):
-                raise InvalidConfig(f"catalogue: {column} must be as many as ids")
-        if len(set(self.ids)) != len(self.ids):
+        ids = _texts("catalogue: ids", self.ids)
+        listed: dict[str, Sequence[Any]] = {
+            "ids": ids,
+            "titles": _texts("catalogue: titles", self.titles) if len(self.titles) else ids,
+            "topics": _topics(self.topics) if len(self.topics) else _topics(((),) * len(ids)),
+        }
+        for name, values in listed.items():
+            if len(values) != len(ids):
+                raise InvalidConfig(f"catalogue: {name} must be as many as ids")
+            object.__setattr__(self, name, values)
+        if not ids.are_unique:
             raise InvalidConfig("catalogue: ids must be unique")
-        if unknown := sorted(self.retired - set(self.ids)):
+        if unknown := sorted(item for item in self.retired if item not in self.index):
             raise InvalidConfig(f"catalogue: retired item {unknown[0]!r} is not in it")
-        known = {topic for topics in self.topics for topic in topics}
+        known = {topic for topics in _topics(self.topics).values for topic in topics}
         if unknown := sorted(self.sensitive - known):
             raise InvalidConfig(f"catalogue: sensitive {unknown[0]!r} is no topic{did_you_mean(unknown[0], known)}")
-        for kind, checked in (("categories", _words), ("numbers", _numbers), ("texts", _words), ("vectors", _vectors)):
+        for kind, checked in (("categories", _words), ("numbers", _numbers), ("texts", _texts), ("vectors", _vectors)):
             columns = {}
             for name, values in sorted(getattr(self, kind).items()):
-                if len(values) != len(self.ids) or not name:
+                if len(values) != len(ids) or not name:
                     raise InvalidConfig(f"catalogue: {kind} {name!r} needs a name and as many values as ids")
                 columns[name] = checked(f"catalogue: {kind} {name!r}", values)
             object.__setattr__(self, kind, columns)
@@ -89,9 +96,9 @@ class Catalogue:
         return hash((self.name, self.version))
 
     @cached_property
-    def index(self) -> dict[str, int]:
+    def index(self) -> Mapping[str, int]:
         """Position of each identifier."""
-        return {item: i for i, item in enumerate(self.ids)}
+        return Places(Strings.of(self.ids))
 
     @cached_property
     def version(self) -> str:
@@ -110,7 +117,9 @@ class Catalogue:
     @cached_property
     def is_sensitive(self) -> Bool:
         """bool[n], which items have a sensitive topic."""
-        return np.array([not self.sensitive.isdisjoint(topics) for topics in self.topics], np.bool_)
+        topics = _topics(self.topics)
+        found: Bool = np.array([not self.sensitive.isdisjoint(own) for own in topics.values], np.bool_)[topics.codes]
+        return found
 
     @cached_property
     def is_retired(self) -> Int64:
@@ -123,12 +132,12 @@ class Catalogue:
         >>> Catalogue(ids=("a", "b")).positions(["b", "x", "b"]).tolist()
         [1, 1]
         """
-        return np.array([self.index[item] for item in ids if item in self.index], np.int32)
+        return np.array([place for item in ids if (place := self.index.get(item)) is not None], np.int32)
 
     @cached_property
     def features(self) -> tuple[str, ...]:
         """Names of the public features, each once: topics, then decades read from titles' "(1995)"; none sensitive."""
-        topics = sorted({t for ts in self.topics for t in ts})
+        topics = sorted({t for ts in _topics(self.topics).values for t in ts})
         decades = sorted({d for title in self.titles if (d := decade(title))})
         return tuple(name for name in dict.fromkeys((*topics, *decades)) if name not in self.sensitive)
 
@@ -186,17 +195,17 @@ class Catalogue:
         try:
             return cls(
                 name=record["name"],
-                ids=tuple(record["ids"]),
-                titles=tuple(record.get("titles", ())),
-                topics=_shared(record.get("topics", ())),
+                ids=Strings.of(record["ids"]),
+                titles=Strings.of(record.get("titles", ())),
+                topics=_topics(record.get("topics", ())),
                 retired=frozenset(record.get("retired", ())),
                 sensitive=frozenset(record.get("sensitive", ())),
-                categories={name: tuple(values) for name, values in record.get("categories", {}).items()},
+                categories={name: Shared.of(values) for name, values in record.get("categories", {}).items()},
                 numbers={
                     name: tuple(math.nan if value is None else value for value in values)
                     for name, values in record.get("numbers", {}).items()
                 },
-                texts={name: tuple(values) for name, values in record.get("texts", {}).items()},
+                texts={name: Strings.of(values) for name, values in record.get("texts", {}).items()},
                 vectors={
                     name: np.frombuffer(base64.b64decode(rows["float32"], validate=True), "<f4").reshape(
                         len(record["ids"]), rows["width"]
@@ -211,17 +220,24 @@ class Catalogue:
 _KINDS = ("categories", "numbers", "texts", "vectors")
 
 
-def _shared(topics: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
-    """Tuples, equal ones as one object: a large catalogue has few sets of topics."""
-    kept: dict[tuple[str, ...], tuple[str, ...]] = {}
-    return tuple(kept.setdefault(own, own) for own in map(tuple, topics))
+def _topics(topics: Iterable[tuple[str, ...]]) -> Shared[tuple[str, ...]]:
+    return topics if isinstance(topics, Shared) else Shared.of(map(tuple, topics))
 
 
-def _words(where: str, values: Iterable[str]) -> tuple[str, ...]:
-    words = tuple(values)
-    if not all(isinstance(word, str) for word in words):
-        raise InvalidConfig(f"{where} must be text")
+def _words(where: str, values: Iterable[str]) -> Shared[str]:
+    try:
+        words = Shared.of(values)
+        Strings.of(words.values)
+    except (TypeError, UnicodeEncodeError):  # TypeError: also of a value without a hash
+        raise InvalidConfig(f"{where} must be text") from None
     return words
+
+
+def _texts(where: str, values: Iterable[str]) -> Strings:
+    try:
+        return Strings.of(values)
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidConfig(f"{where} must be text") from None
 
 
 def _numbers(where: str, values: Iterable[float]) -> tuple[float, ...]:

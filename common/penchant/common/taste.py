@@ -21,10 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from penchant.common.arrays import Float32, Float64
+from penchant.common.arrays import Float32, Float64, Int64
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
 
@@ -75,6 +76,9 @@ class Transitions:
     arrive: Float32
 
 
+_BLOCK = 1 << 14  # items
+
+
 @dataclass(frozen=True)
 class ItemSide:
     """What a device needs of a release to score by its taste: the same for everybody.
@@ -92,6 +96,20 @@ class ItemSide:
     config: TasteConfig
     transitions: Transitions | None = None
     content: int = 0
+
+    @cached_property
+    def gram(self) -> Float64:
+        """FᵀF, float64[d, d]; worked out block by block, as F in float64 is twice the release."""
+        found = np.zeros((self.vectors.shape[1],) * 2)
+        for start in range(0, len(self.vectors), _BLOCK):
+            f = self.vectors[start : start + _BLOCK].astype(np.float64)
+            found += f.T @ f
+        return found
+
+    @cached_property
+    def order(self) -> Int64:
+        """int64[n_items], positions by popularity, the most popular first."""
+        return np.argsort(-self.popularity, kind="stable")
 
     def scores(self, histories: Interactions) -> Float32:
         """As the function below."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -70,9 +72,14 @@ class Release:
             side = _side(arrays, record, n_items) if record.get("taste") is not None else None
         except (SafetensorError, ValueError, KeyError, TypeError, InvalidConfig) as error:  # KeyError: an unknown dtype
             raise MalformedArtifact(f"not a release that this version can read: {type(error).__name__}") from None
-        if not all(values.dtype.kind in "biuf" and np.isfinite(values).all() for values in arrays.values()):
+        if not all(values.dtype.kind in "biuf" and _finite(values) for values in arrays.values()):
             raise MalformedArtifact("a release with numbers that are not finite; ask the operator to withdraw it")
         return cls(state, side)
+
+
+def _finite(values: npt.NDArray[Any]) -> bool:
+    """As np.isfinite(values).all(), without an array of answers."""
+    return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
 
 def _record(data: bytes) -> Mapping[str, object]:

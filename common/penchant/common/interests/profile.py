@@ -23,6 +23,7 @@ import numpy as np
 
 from penchant.common.arrays import Arrays, Bool, Float32, Float64, Int64, content_digest
 from penchant.common.catalogue import Catalogue
+from penchant.common.compact import Strings
 from penchant.common.errors import InvalidConfig, MalformedData
 from penchant.common.interactions import History
 from penchant.common.interests.dynamics import Contexts, Drift, Dynamics, PageHinkley, Share, checked, loss, sample
@@ -125,9 +126,8 @@ class InterestProfile:
         if len(side.vectors) != len(catalogue):
             raise InvalidConfig(f"the release has {len(side.vectors)} items, the catalogue {len(catalogue)}")
         self.side, self.catalogue, self.config = side, catalogue, config or InterestConfig()
-        f, settings = side.vectors.astype(np.float64), side.config
-        d = f.shape[1]
-        self.base: Float64 = settings.unseen * (f.T @ f) + settings.ridge * np.eye(d)
+        settings, d = side.config, side.vectors.shape[1]
+        self.base: Float64 = settings.unseen * side.gram + settings.ridge * np.eye(d)
         self.prior: Float64 = np.zeros(d) if prior is None else np.asarray(prior, np.float64)
         self.long, self.recent = Memory(d, self.config.long), Memory(d, self.config.recent)
         self.items: list[int] = []
@@ -138,7 +138,7 @@ class InterestProfile:
         self._share, self._detector, self._contexts = Share(self.config.share), PageHinkley(), Contexts(d)
         self._trust = Share(0.5)  # in what a moment shifts
         self._haste = 0  # events for which the long-term memory still forgets faster
-        self._sample = sample(side.popularity.astype(np.float64), self.config.dynamics.sample)
+        self._sample = sample(side.order, self.config.dynamics.sample)
         self._follows = np.zeros(0 if side.transitions is None else side.transitions.leave.shape[1])
         self._hidden = np.zeros(len(catalogue), bool)
         self._refused = np.zeros(len(catalogue), bool)
@@ -326,7 +326,7 @@ class InterestProfile:
         chosen = shown[_top(values[shown], n)]
         best = set(_top(standing.scores, n).tolist())
         return [
-            Recommendation(self.catalogue.ids[i], i, float(standing.scores[i]), i not in best) for i in chosen.tolist()
+            Recommendation(self.catalogue.ids[i], i, float(standing.scores[i]), i not in best) for i in map(int, chosen)
         ]
 
     def attribution(self, item: int, *, context: Mapping[str, str] | None = None) -> Attribution:
@@ -439,7 +439,8 @@ class InterestProfile:
     def _release(self) -> str:
         """Digest of what the state is about: vectors, what follows what, and the catalogue's order."""
         follows = self.side.transitions
-        about = {"vectors": self.side.vectors, "ids": np.array(self.catalogue.ids, np.str_)}
+        ids = np.frombuffer(Strings.of(self.catalogue.ids).text, np.uint8)
+        about: dict[str, np.ndarray] = {"vectors": self.side.vectors, "ids": ids}
         if follows is not None:
             about |= {"leave": follows.leave, "arrive": follows.arrive}
         return content_digest(about)
