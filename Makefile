@@ -41,7 +41,7 @@ test-all: install-dev ## run the tests and their slow depth
 	$(PYTEST)
 
 mutants: install-dev ## break the privacy code on purpose, and see the privacy tests notice
-	$(BIN)/python scripts/mutants.py
+	$(BIN)/python -m scripts.mutants
 
 lint: install-dev ## ruff, mypy and pyright
 	$(BIN)/ruff check .

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from scripts import mutants
+from scripts.mutants_table import MUTANTS, PRIVACY_TESTS, Mutant
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))
-MUTANTS: tuple[Any, ...] = SCRIPT["MUTANTS"]
 
 
-def source_of(mutant: Any, folder: Path) -> Path:
+def source_of(mutant: Mutant, folder: Path) -> Path:
     """A copy of the file that the mutant edits, below `folder`."""
-    file = folder / str(mutant.file)
+    file = folder / mutant.file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text((ROOT / mutant.file).read_text(encoding="utf-8"), encoding="utf-8")
     return file
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_every_mutant_still_applies_to_the_source_exactly_once(mutant: Any, tmp_path: Path) -> None:
+def test_every_mutant_still_applies_to_the_source_exactly_once(mutant: Mutant, tmp_path: Path) -> None:
     file = source_of(mutant, tmp_path)
     before = file.read_text(encoding="utf-8")
     assert mutant.apply(tmp_path) == mutant.file
@@ -39,7 +38,7 @@ def test_an_edit_that_does_not_apply_or_applies_twice_is_refused(old: str, tmp_p
     source_of(mutant, tmp_path)
     with pytest.raises(ValueError, match="not once"):
         mutant.apply(tmp_path)
-    outcome = SCRIPT["run"](tmp_path, [], mutant)
+    outcome = mutants.run(tmp_path, [], mutant)
     assert outcome.status == "error"
     assert "not once" in outcome.by
 
@@ -48,14 +47,14 @@ def test_every_mutant_has_a_name_of_its_own_and_names_privacy_tests_that_exist()
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
         file, *parts = mutant.test.split("::")
-        assert file in SCRIPT["PRIVACY_TESTS"]
+        assert file in PRIVACY_TESTS
         text = (ROOT / file).read_text(encoding="utf-8")
         assert all(re.search(rf"(class|def) {part}\b", text) for part in parts)
 
 
 def test_the_table_in_the_documentation_names_exactly_the_mutants() -> None:
-    text = SCRIPT["DOCUMENT"].read_text(encoding="utf-8")
-    written = text.split(SCRIPT["BEGIN"])[1].split(SCRIPT["END"])[0]
+    text = mutants.DOCUMENT.read_text(encoding="utf-8")
+    written = text.split(mutants.BEGIN)[1].split(mutants.END)[0]
     rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| `(\w+\.py)` \| `(test_\w+\.py(?:::\w+)+)` \|$", written, re.M)
     assert [row[:3] for row in rows] == [(m.name, m.mistake, Path(m.file).name) for m in MUTANTS]
     for mutant, row in zip(MUTANTS, rows, strict=True):
@@ -87,7 +86,7 @@ def failed(message: str, kind: str = "failure") -> str:
 def test_only_a_failed_test_is_a_kill(status: int | None, report: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "report.xml"
     file.write_text(report, encoding="utf-8")
-    found, by = SCRIPT["verdict"](status, file)
+    found, by = mutants.verdict(status, file)
     assert found == expected
     assert (by == "test_sums.py::TestClip::test_x") == (expected == "killed")
 
@@ -96,7 +95,7 @@ def test_a_run_whose_code_does_not_come_from_its_copy_is_an_error(tmp_path: Path
     (tmp_path / "test_it.py").write_text(
         "import penchant.common.errors\n\n\ndef test_it() -> None:\n    assert False\n", encoding="utf-8"
     )
-    outcome = SCRIPT["run"](tmp_path, ["test_it.py"])  # there is nothing but this test: the installed code is found
+    outcome = mutants.run(tmp_path, ["test_it.py"])  # there is nothing but this test: the installed code is found
     assert (outcome.status, outcome.by) == ("error", "the code did not come from the copy")
 
 
@@ -108,10 +107,10 @@ def test_a_run_that_never_loads_the_mutated_file_is_an_error(tmp_path: Path) -> 
         "from penchant.common.errors import ONE\n\n\ndef test_it() -> None:\n    assert ONE == 2\n", encoding="utf-8"
     )
     unused = dataclasses.replace(MUTANTS[0], file="common/penchant/common/unused.py", old="1", new="2")
-    outcome = SCRIPT["run"](tmp_path, ["test_it.py"], unused)
+    outcome = mutants.run(tmp_path, ["test_it.py"], unused)
     assert (outcome.status, outcome.by) == ("error", "no test loaded the mutated file")
     used = dataclasses.replace(unused, file="common/penchant/common/errors.py", new="3")
-    outcome = SCRIPT["run"](tmp_path, ["test_it.py"], used)
+    outcome = mutants.run(tmp_path, ["test_it.py"], used)
     assert (outcome.status, outcome.by) == ("killed", "test_it.py::test_it")
     mended = dataclasses.replace(used, new="2")
-    assert SCRIPT["run"](tmp_path, ["test_it.py"], mended).status == "survived"
+    assert mutants.run(tmp_path, ["test_it.py"], mended).status == "survived"

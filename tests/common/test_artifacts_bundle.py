@@ -44,6 +44,7 @@ from scripts.wire_vectors import (
     offer,
     pointer,
 )
+from tests.common.hostile import json_values
 
 OFFER = offer()
 FILES: dict[str, bytes] = {
@@ -222,17 +223,6 @@ def test_an_app_comes_back_and_fields_may_be_more_than_those_known() -> None:
     assert read({**RECORD, "later": 1}) == APP
     with pytest.raises(InvalidConfig, match="its own root key"):
         APP.signed(NEXT)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text("a0f"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @given(name=st.sampled_from(sorted(RECORD)), value=json_values)

@@ -21,6 +21,7 @@ from penchant.common.errors import (
     UntrustedArtifact,
 )
 from scripts.wire_vectors import APP, DAY_MS, NEXT, NOW_MS, PLAN, RELEASE, ROOT, certificate, manifest, offer, pointer
+from tests.common.hostile import json_values
 
 OFFER = offer()
 SIGNED = OFFER.manifest
@@ -54,17 +55,6 @@ def test_a_manifest_comes_back_and_its_hash_names_it() -> None:
     found = Manifest.read(SIGNED, RELEASE.public)
     assert found == manifest()
     assert manifest(version=2).signed(RELEASE).sha256 != SIGNED.sha256 == manifest().signed(NEXT).sha256
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text("a0f"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @given(name=st.sampled_from(sorted(RECORD)), value=json_values)

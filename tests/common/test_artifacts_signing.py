@@ -32,6 +32,7 @@ from penchant.common.errors import (
     UntrustedArtifact,
 )
 from scripts.wire_vectors import NEXT, NOW_MS, RELEASE, ROOT, certificate
+from tests.common.hostile import json_values
 
 KIND = "application/vnd.penchant.test+json"
 SIGNED = ROOT.sign(KIND, b'{"a": 1}')
@@ -237,17 +238,6 @@ def read(record: dict[str, Any], root: PublicKey = ROOT.public) -> Certificate:
 def test_a_certificate_comes_back_and_fields_may_be_more_than_those_known() -> None:
     found = read({**RECORD, "later": [1]})
     assert found == Certificate(app_id="films", public_key=RELEASE.public, serial=1, not_before_ms=10, not_after_ms=20)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text("a0f"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @given(name=st.sampled_from(sorted(RECORD)), value=json_values)
