@@ -13,6 +13,7 @@ same in every process, so that the sorted array can be kept in a file.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, Self, SupportsIndex, TypeVar, overload
@@ -34,11 +35,17 @@ class Column(Sequence[T]):
     @overload
     def __getitem__(self, i: slice) -> tuple[T, ...]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> T | tuple[T, ...]:
+        if type(i) is int and i >= 0:
+            return self._at(i)
         places = range(len(self))[i]
         return self._at(places) if isinstance(places, int) else tuple(map(self._at, places))
 
     def _at(self, i: int) -> T:
-        """The value at 0 ≤ i < len(self)."""
+        """The value at i ≥ 0.
+
+        Raises:
+            IndexError: there are no more than i.
+        """
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -63,10 +70,14 @@ class Strings(Column[str]):
     """
 
     def __init__(self, text: bytes, keys: UInt64 | None = None) -> None:
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _END[0])
-        self.text, self._ends = text, ends.astype(np.min_scalar_type(len(text)))
+        starts = np.flatnonzero(np.frombuffer(_END + text, np.uint8) == _END[0])
+        self.text = text
+        self._starts = starts.astype(np.min_scalar_type(len(text))).data  # gives integers sooner than an array
         if keys is not None:
             self.keys = keys
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.text,)
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Self:
@@ -78,20 +89,18 @@ class Strings(Column[str]):
         return values if isinstance(values, cls) else cls(_END.join((*map(str.encode, values), b"")))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._starts) - 1
 
     def _at(self, i: int) -> str:
-        return self.text[int(self._ends[i - 1]) + 1 if i else 0 : int(self._ends[i])].decode()
+        return self.text[self._starts[i] : self._starts[i + 1] - 1].decode()
 
     def __iter__(self) -> Iterator[str]:
         return map(bytes.decode, self._raw())
 
     def _raw(self) -> Iterator[bytes]:
-        start = 0
-        for last in range(_BLOCK - 1, len(self) + _BLOCK - 1, _BLOCK):
-            end = int(self._ends[min(last, len(self) - 1)])
-            yield from self.text[start:end].split(_END)
-            start = end + 1
+        n = len(self)
+        for i in range(0, n, _BLOCK):
+            yield from self.text[self._starts[i] : self._starts[min(i + _BLOCK, n)] - 1].split(_END)
 
     @cached_property
     def keys(self) -> UInt64:
@@ -102,12 +111,12 @@ class Strings(Column[str]):
 
     def find(self, value: str) -> int | None:
         """Position of the first string that equals this one."""
-        low = _hash(value.encode(errors="surrogatepass")) << 32
-        for key in self.keys[self.keys.searchsorted(np.uint64(low)) :]:
-            if int(key) >> 32 != low >> 32:
+        low, keys = _hash(value.encode(errors="surrogatepass")) << 32, self.keys.data
+        for at in range(bisect_left(keys, low), len(keys)):
+            if (place := keys[at] - low) >> 32:  # of another hash
                 break
-            if self._at(int(key) - low) == value:
-                return int(key) - low
+            if self._at(place) == value:
+                return place
         return None
 
     @property
