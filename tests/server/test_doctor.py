@@ -288,7 +288,7 @@ def test_a_secret_that_is_gone(folder: Folder, around: Around) -> None:
 
 def test_a_clock_that_went_back(folder: Folder, around: Around) -> None:
     renew(folder, NOW - 2 * DAY)
-    sql(folder.database, "UPDATE moves SET at_ms = 0")
+    sql(folder.database, "UPDATE moves SET at_ms = 0", "UPDATE switches SET at_ms = 0")
     early = replace(around, now_ms=NOW - HOUR // 2)  # within what a certificate is dated back
     only(folder, early, "clock", "the ledger was written 1800 s from now on")
     sql(folder.database, f"INSERT INTO phases VALUES (1, '', 1, 0, 'open', {NOW + HOUR})")

@@ -68,7 +68,7 @@ def scraped(found: Status) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
 
 def test_a_server_that_has_done_nothing_says_so(tmp_path: Path) -> None:
     found = status(an_operator(tmp_path / "prod"))
-    assert (found.phase, found.recent, found.running, found.why) == ("", (), False, "not started yet")
+    assert (found.phase, found.recent, found.running, found.why) == ("", (), True, "")
     assert (found.done, found.rounds, found.rounds_left) == (0, 3, 3)
     assert found.privacy is not None
     assert found.privacy.guarantee.epsilon == 0
@@ -242,7 +242,7 @@ def test_a_thousand_rounds_are_read_in_milliseconds_and_the_ledger_is_replayed_o
             "INSERT INTO phases (plan, round, attempt, phase, at_ms) VALUES (?, ?, 0, ?, ?)",
             [(plan.digest, n, phase, NOW + n) for n in range(1, 1001) for phase in PHASES[:6]],
         )
-        db.execute("INSERT INTO progress VALUES (?, 1000, '', '', x'')", (plan.digest,))
+        db.execute("INSERT OR REPLACE INTO progress VALUES (?, 1000, '', '', x'')", (plan.digest,))
     replays: list[object] = []
     replayed = Ledger._replayed
 
