@@ -21,10 +21,9 @@ from penchant.common.streams import Streams
 from penchant.server import states
 from penchant.server.database import Database
 from penchant.server.folder import Folder
+from penchant.server.keys import read_signing_key
 from penchant.server.registry import Model, Registry, newest_catalogue, release_key
 from tests.server.operators import DAY, an_operator
-
-ROOT = SigningKey(b"r" * 32)
 
 
 @dataclass
@@ -46,6 +45,10 @@ class Server:
     @property
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000 + self.ahead_ms
+
+    @property
+    def root(self) -> SigningKey:
+        return read_signing_key((self.folder.path / "offline" / "root.key").read_bytes())
 
     def database(self) -> Database:
         return Database(self.folder.database, now_ms=lambda: self.now_ms)
@@ -96,7 +99,7 @@ class Server:
             not_before_ms=self.now_ms - DAY,
             not_after_ms=self.now_ms + 365 * DAY,
         )
-        self.folder.certificate.write_bytes(certificate.signed(ROOT).to_bytes())
+        self.folder.certificate.write_bytes(certificate.signed(self.root).to_bytes())
         (self.folder.keys / "release.key").write_text(key.private_bytes().hex() + "\n")
         return key
 
@@ -104,7 +107,7 @@ class Server:
         """The app's bundle for devices that read the folder itself."""
         found = Bundle.read(self.folder.bundle)
         app = replace(found.app, **{"distribution": self.folder.distribution.as_uri(), "fleet": "", **changes})
-        Bundle.write(path, app, ROOT, found.offer, catalogue=found.catalogue, model=found.model)
+        Bundle.write(path, app, self.root, found.offer, catalogue=found.catalogue, model=found.model)
         return path
 
 

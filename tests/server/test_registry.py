@@ -23,12 +23,13 @@ from penchant.client import Client, _distribution
 from penchant.common.artifacts.distribution_pb2 import Chunk, GetBlobRequest
 from penchant.common.artifacts.signing import SigningKey
 from penchant.common.errors import InvalidConfig, MalformedArtifact, PenchantError, StaleArtifact
+from penchant.server import keys
 from penchant.server.distribution import SERVICE, Distribution, publish
 from penchant.server.folder import write_json
 from penchant.server.model_command import model as command
 from penchant.server.registry import GRACE_MS, POINTS, Registry
 from tests.server.commands import run
-from tests.server.models import ROOT, Server
+from tests.server.models import Server
 from tests.server.operators import CATALOGUE, DAY
 
 
@@ -185,8 +186,8 @@ def test_promote_and_rollback_are_new_pointers_that_devices_take(server: Server,
     registry.promote(2)
     registry.promote(2)  # it has it
     assert has(registry)["stable"] == (2, 4)
-    assert moves(server) == [
-        ("stable", 1, 1, "found in the channel's file"),
+    assert moves(server)[0][:3] == ("stable", 1, 1)
+    assert moves(server)[1:] == [
         ("candidate", 1, 2, "made"),
         ("stable", 2, 2, "promoted"),
         ("stable", 3, 1, "rolled back"),
@@ -310,7 +311,7 @@ def test_an_older_pointer_is_not_published_again(server: Server) -> None:
     old = registry.channels()[1].offer
     registry.promote(2)
     with pytest.raises(StaleArtifact):
-        publish(server.folder.distribution, old, (), root=ROOT.public, now_ms=server.now_ms)
+        publish(server.folder.distribution, old, (), root=server.root.public, now_ms=server.now_ms)
 
 
 # ------------------------------------------------------------------------------------------- a new release key
@@ -340,6 +341,17 @@ def test_after_a_new_release_key_every_version_is_still_verified_and_can_be_had_
         assert {model.version: model.name for model in registry.models()} == names
     third = server.add(2, registry)
     assert (third.version, registry.verify()) == (3, [])
+
+
+def test_the_drill_for_a_new_key_leaves_a_registry_that_goes_on(server: Server, tmp_path: Path) -> None:
+    server.add(1)
+    server.registry().promote(2)
+    assert keys.rotate(server.folder, server.root, now_ms=server.now_ms).serial == 2
+    registry = server.registry()
+    assert (registry.verify(), registry.renew()) == ([], [])
+    assert registry.rollback().version == 1
+    assert server.add(2, registry).version == 3
+    assert registry.verify() == []
 
 
 def test_a_manifest_of_a_key_whose_certificate_is_gone_is_named(server: Server) -> None:

@@ -42,9 +42,10 @@ from penchant.common.errors import InvalidConfig, MalformedArtifact, MalformedDa
 from penchant.common.learners import registry as learners
 from penchant.common.learners.contract import State
 from penchant.common.privacy.plan import PrivacyPlan
+from penchant.server import keys
 from penchant.server.database import Database
 from penchant.server.distribution import MANIFESTS, channel_file, keep_blobs, keep_statements, publish
-from penchant.server.folder import Folder, secret, sync
+from penchant.server.folder import Folder, sync
 
 CANDIDATE, STABLE = "candidate", "stable"
 ROUND = "round"
@@ -690,16 +691,12 @@ def _written(place: Path) -> Iterator[None]:
 
 
 def release_key(folder: Folder) -> SigningKey:
-    """The key that signs releases, of keys/release.key.
+    """The key that signs releases: the one that certificate.json names.
 
     Raises:
-        InvalidConfig: absent, readable by others, or no key.
+        PenchantError: as `keys.release_key`.
     """
-    path = folder.keys / "release.key"
-    try:
-        return SigningKey(bytes.fromhex(secret(path).decode("ascii")))
-    except ValueError:
-        raise InvalidConfig(f"{path} holds no key: restore it from a backup") from None
+    return keys.release_key(folder)[0]
 
 
 def newest_catalogue(folder: Folder) -> Catalogue:
