@@ -548,7 +548,7 @@ def web(folder: Folder) -> Iterator[Callable[[str], int]]:
                 self.send_header("Date", date)
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *_: object) -> None:
                 pass
 
         server = HTTPServer(("127.0.0.1", 0), Answer)

@@ -381,7 +381,7 @@ def _quiet(looked: Looked) -> Iterator[Found]:
     for part in ("superlink", "superexec"):
         if (pid := looked.pid(part)) is not None:
             text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-            its = dict(one.partition("=")[::2] for one in text.split("\0") if one)
+            its = {name: value for name, _, value in (one.partition("=") for one in text.split("\0"))}
             asked += 1
             for name in (name for name, value in QUIET.items() if its.get(name) != value):
                 yield "MEND", f"{part} runs without {name}={QUIET[name]}", "start it with penchant serve up alone"
