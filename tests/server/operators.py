@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penchant.common import config
+from penchant.common.artifacts.signing import SigningKey
 from penchant.common.catalogue import Catalogue
 from penchant.common.privacy.plan import PrivacyPlan, SumSpec
 from penchant.server import keys
@@ -19,6 +20,7 @@ from penchant.server.making import make
 
 NOW = 1_700_000_000_000
 DAY = 86_400_000
+ROOT, RELEASE = SigningKey(b"r" * 32), SigningKey(b"k" * 32)
 CATALOGUE = Catalogue(
     ids=tuple(f"film:{i}" for i in range(40)),
     titles=tuple(f"Film {i} ({1950 + i})" for i in range(40)),
@@ -60,7 +62,10 @@ def an_operator(
         plan=plan,
         task=Task("cooccurrence", SETTINGS),
         now_ms=now_ms,
+        root=ROOT,
+        release=RELEASE,
     )
+    keys.write_signing_key(path / "offline" / "root.key", ROOT)
     authority = (path / "offline" / "ca.key").read_bytes()
     keys.renew_server(folder, authority, now_ms=time.time_ns() // 1_000_000, days=1)
     return folder

@@ -29,9 +29,10 @@ from penchant.server.database import Database
 from penchant.server.doctor import Around, Line, check
 from penchant.server.doctor_command import doctor as command
 from penchant.server.folder import Folder, write_secret
+from penchant.server.making import make
 from tests.conftest import Require
 from tests.server.commands import run
-from tests.server.operators import DAY, a_plan, an_operator
+from tests.server.operators import CATALOGUE, DAY, a_plan, an_operator
 
 NOW = 1_900_000_000_000
 HOUR = 3_600_000
@@ -527,7 +528,15 @@ def test_a_bundle_of_another_server(folder: Folder, around: Around, tmp_path: Pa
     (folder.path / "server.toml").write_text(text.replace("localhost:8443", "localhost:9443"))
     only(folder, around, "bundle", "another fleet, enrolment, distribution")
     (folder.path / "server.toml").write_text(text)
-    shutil.copy(an_operator(tmp_path / "other", now_ms=NOW).bundle, folder.bundle)
+    other = make(
+        tmp_path / "other",
+        settings=folder.settings,
+        catalogue=CATALOGUE,
+        plan=folder.plan,
+        task=folder.task,
+        now_ms=NOW,
+    )
+    shutil.copy(other.bundle, folder.bundle)
     found = {line.name: line for line in wrong(folder, around)}
     assert set(found) == {"bundle", "release key"}
     assert "no valid signature" in found["bundle"].detail

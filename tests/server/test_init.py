@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import socket
@@ -18,7 +17,7 @@ from penchant.client._distribution import fetch_offer
 from penchant.common.artifacts.bundle import Bundle
 from penchant.common.artifacts.manifest import Offer, Seen
 from penchant.common.cli import Command
-from penchant.common.errors import InvalidConfig, MalformedData, PenchantError
+from penchant.common.errors import InvalidConfig, PenchantError
 from penchant.common.learners import registry
 from penchant.common.learners.planned import usual_delta
 from penchant.common.privacy.ledger import Ledger
@@ -29,7 +28,7 @@ from penchant.server.database import Database
 from penchant.server.distribution import Distribution
 from penchant.server.folder import Folder, Settings, Task, secret
 from penchant.server.init import configure_init, run_init
-from penchant.server.making import new_plan, read_items
+from penchant.server.making import new_plan
 from penchant.server.rounds import Progress, Rounds
 from penchant.simulations.bundle import Keys, make_bundle
 from penchant.simulations.data.loaders import load
@@ -319,40 +318,10 @@ def test_a_plan_that_promises_nothing_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "prod").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("title\nAlpha\n", "no column for the item"),
-        ("item\n", "no items"),
-        ("", "no column for the item"),
-        ("item,title\na,Alpha\na,Again\n", "line 3, column 'item': an earlier row"),
-        ("item,title\n,Alpha\n", "line 2, column 'item': the value is missing"),
-        ('item,title\na,"Alpha\n', "line 2"),
-        ("item,title\na,\xe9\n", "not UTF-8"),
-    ],
-)
-def test_a_catalogue_file_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, text: str, word: str) -> None:
-    path = tmp_path / "items.csv"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(MalformedData, match=word):
-        read_items(path, name="items")
-
-
-def test_a_catalogue_file_is_read_as_a_simulation_reads_it(tmp_path: Path) -> None:
-    path, ratings = tmp_path / "films.csv", tmp_path / "ratings.csv"
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows(
-            [
-                ("movieId", "title", "genres"),
-                (" 7 ", 'A "quoted", title (1999)', "Drama| Comedy |Drama|(no genres listed)"),
-                ("8", "", "unknown"),
-                ("9", "Ünï\nline (2001)", ""),
-            ]
-        )
-    ratings.write_text("user,item\nu,7\nu,8\n")
-    mine, theirs = read_items(path, name="ratings"), load(ratings, items=path).catalogue
-    assert mine == theirs
-    assert mine.topics == (("Drama", "Comedy"), (), ())
+def test_a_catalogue_file_may_have_columns_of_the_apps_own(tmp_path: Path) -> None:
+    (tmp_path / "films.csv").write_text("item,title,number:runtime_s\na,Alpha,60\nb,Beta,\n")
+    assert run(init, str(tmp_path / "prod"), "--catalogue", str(tmp_path / "films.csv")) == 0
+    assert list(Bundle.read(tmp_path / "prod" / "app.bundle").catalogue.numbers) == ["runtime_s"]
 
 
 # ------------------------------------------------------------------------------------------------------- from a bundle

@@ -27,7 +27,10 @@ def configure_init(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is recommended")
     source = what.add_mutually_exclusive_group()
     source.add_argument(
-        "--catalogue", type=Path, metavar="FILE", help="CSV of item,title,topics (default: the embedded MovieLens set)"
+        "--catalogue",
+        type=Path,
+        metavar="FILE",
+        help="CSV or Parquet of item,title,topics (default: the embedded MovieLens set)",
     )
     source.add_argument(
         "--from",
@@ -54,9 +57,7 @@ def configure_init(parser: argparse.ArgumentParser) -> None:
         "and only this machine is reached)",
     )
     how.add_argument("--port", type=int, default=PORT, help=f"of the edge; three more follow (default: {PORT})")
-    how.add_argument(
-        "--minimum", type=int, metavar="N", help="answers below which a round is given up (default: half)"
-    )
+    how.add_argument("--minimum", type=int, metavar="N", help="answers below which a round is given up (default: half)")
     how.add_argument("--deadline", type=float, metavar="S", help="seconds that a round waits (default: 3600)")
     how.add_argument(
         "--promote", choices=("by hand", "automatic"), help="how a new model becomes stable (default: by hand)"
@@ -105,8 +106,9 @@ class Start:
 def _start(args: argparse.Namespace) -> Start:
     from penchant.common.artifacts.bundle import Bundle
     from penchant.common.privacy.plan import PrivacyPlan, task_digest
+    from penchant.server.catalogue_ops import read_items
     from penchant.server.folder import Task
-    from penchant.server.making import ELSEWHERE, MINIMUM_MET, embedded, new_plan, read_items
+    from penchant.server.making import ELSEWHERE, MINIMUM_MET, embedded, new_plan
 
     asked = {name: getattr(args, name) for name in ("users", "epsilon", "delta", "learner")}
     epsilon = EPSILON if args.epsilon is None else args.epsilon

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer
 from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import Envelope, SigningKey
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import InvalidConfig, MalformedData
+from penchant.common.errors import InvalidConfig
 from penchant.common.learners import registry
 from penchant.common.learners.planned import CHOSEN, PROFILES, PUBLIC_NUMBER, planned, usual_delta
 from penchant.common.privacy import gaussian
@@ -56,6 +55,7 @@ def make(
     names: Sequence[str] = (),
     model: bytes | None = None,
     root: SigningKey | None = None,
+    release: SigningKey | None = None,
     days: int = keys.DAYS,
 ) -> Folder:
     """A complete folder, whose server can be started.
@@ -65,6 +65,7 @@ def make(
         names: hosts and addresses that devices reach the edge under, beside this machine's own.
         model: bytes of a released model for the first release; the learner's before its first round if None.
         root: the root key of an app that is there already, which is not written anywhere; None makes one.
+        release: the release key; None makes one.
         days: that the release key's and the server's certificates last.
 
     Raises:
@@ -85,7 +86,7 @@ def make(
         model = Release(learner.released(state), learner.item_side(state)).to_bytes()
     Release.from_bytes(model, len(catalogue))
     root, made = root or SigningKey.generate(), root is None
-    release = SigningKey.generate()
+    release = release or SigningKey.generate()
     authority = tls.new_authority(settings.app_id, now_ms=now_ms)
     server = tls.new_server(authority, names, now_ms=now_ms, days=days)
     certificate = keys.certified(root, release.public, app_id=settings.app_id, serial=1, now_ms=now_ms, days=days)
@@ -278,55 +279,7 @@ def embedded() -> Catalogue:
         raise InvalidConfig(
             "what can be recommended? give --catalogue FILE, a CSV of item,title,topics, or --from BUNDLE"
         ) from None
-    return read_items(path / "movies.csv", name="ml-latest-small")
-
-
-_ROLES = {
-    "item": ("item", "itemid", "movieid", "productid", "articleid", "trackid", "songid"),
-    "title": ("title", "name"),
-    "topics": ("topics", "topic", "genres", "genre", "categories", "category"),
-}
-_NO_TOPIC = frozenset({"", "(no genres listed)", "unknown"})
-
-
-def read_items(path: Path, *, name: str) -> Catalogue:
-    """A catalogue of a CSV file with a header: item, and where there are any title and topics, these divided by "|".
-
-    Raises:
-        MalformedData: no such file, no column of items, or the first row that is wrong, by its line.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise MalformedData(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise MalformedData(f"{path.name}: not UTF-8 text") from None
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    ids, titles, topics = dict[str, None](), list[str](), list[tuple[str, ...]]()
-    try:
-        columns = _columns(path.name, next(rows, []))
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            cells = {role: row[at].strip() if at < len(row) else "" for role, at in columns.items()}
-            item = cells["item"]
-            if not item or item in ids:
-                why = "an earlier row has this identifier" if item else "the value is missing"
-                raise MalformedData(f"{path.name}, line {rows.line_num}, column 'item': {why}")
-            ids[item] = None
-            titles.append(cells.get("title") or item)
-            found = (topic.strip() for topic in cells.get("topics", "").split("|"))
-            topics.append(tuple(dict.fromkeys(topic for topic in found if topic not in _NO_TOPIC)))
-    except csv.Error as error:
-        raise MalformedData(f"{path.name}, line {rows.line_num}: {error}") from None
-    if not ids:
-        raise MalformedData(f"{path.name}: no items below the header")
-    return Catalogue(ids=tuple(ids), titles=tuple(titles), topics=tuple(topics), name=name)
-
-
-def _columns(file: str, header: Sequence[str]) -> Mapping[str, int]:
-    bare = ["".join(letter for letter in name.lower() if letter.isalnum()) for name in header]
-    found = {role: at for role, names in _ROLES.items() for at, name in enumerate(bare) if name in names}
-    if "item" not in found:
-        raise MalformedData(f"{file}: no column for the item; name it item (it has: {', '.join(header[:8])})")
-    return found
+    with (path / "movies.csv").open(encoding="utf-8", newline="") as file:
+        ids, titles, genres = zip(*([cell.strip() for cell in row] for row in list(csv.reader(file))[1:]), strict=True)
+    topics = tuple(tuple(name for name in named.split("|") if name != "(no genres listed)") for named in genres)
+    return Catalogue(ids=ids, titles=titles, topics=topics, name="ml-latest-small")

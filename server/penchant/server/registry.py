@@ -449,7 +449,7 @@ class Registry:
                     continue
                 last = _last(db, found.name)
                 if last is None or (last["sequence"], last["manifest"]) != (found.sequence, found.model):
-                    _note(db, found, self._now_ms(), "found in the channel's file")
+                    _note(db, found, self._now_ms(), keys.FOUND)
 
     # looking after it
 
