@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,9 @@ def test_a_thousand_rounds_are_read_in_milliseconds_and_the_ledger_is_replayed_o
         taken = []
         for _ in range(20):
             started = time.process_time()
-            assert read(folder, now_ms=NOW, cache=cache) == first
+            again = read(folder, now_ms=NOW, cache=cache)
             taken.append(time.process_time() - started)
+            assert replace(again, disk_free=first.disk_free) == first  # others write to this disk too
         assert min(taken) < 0.010
         assert len(replays) == 1
         with Ledger(plan.population, delta=plan.delta, app_id="films", path=folder.ledger) as ledger:
