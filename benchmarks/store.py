@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penchant.client._keys import KeyFile
-from penchant.client._store import Event, Retention, Store
+from penchant.client._retention import Retention
+from penchant.client._store import Event, Store
 
 
 def events(n: int) -> list[Event]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from penchant.client._keys import PassphraseKey
-from penchant.client._store import SCHEMA_VERSION, Event, Store
+from penchant.client._schema import SCHEMA_VERSION
+from penchant.client._store import Event, Store
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "client" / "fixtures" / f"store-v{SCHEMA_VERSION}"
 NOW_MS = 1_760_000_000_000

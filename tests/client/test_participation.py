@@ -14,17 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penchant.client._participation import (
-    Conditions,
-    Outcome,
-    Pace,
-    Participation,
-    Policy,
-    Refusal,
-    Report,
-    fleet,
-    promise,
-)
+from penchant.client._conditions import Conditions, Policy, Refusal, promise
+from penchant.client._outcomes import Outcome, Report
+from penchant.client._participation import Pace, Participation, fleet
 from penchant.client._transport import Answer, Content, Place, Refused, Sum, Task, new_node_key
 from penchant.client.node import Node
 from penchant.common.artifacts.bundle import App

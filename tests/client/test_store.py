@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from penchant.client import _store
+from penchant.client import _schema
+from penchant.client._forget import forget, tombstone
 from penchant.client._keys import KeyFile, PassphraseKey
-from penchant.client._store import DAY_MS, Event, Retention, Store, forget, tombstone
+from penchant.client._retention import DAY_MS, Retention
+from penchant.client._store import Event, Store
 from penchant.common.errors import InvalidConfig, StoreError, StoreFull, StoreLocked, StoreNewer
 
 T0 = 1_760_000_000_000
@@ -54,7 +56,7 @@ def test_what_is_kept_comes_out_in_order_also_after_it_was_opened_again(tmp_path
         event("x" * 5000, at_ms=0),
     ]
     with opened(tmp_path) as store:
-        assert (store.first_id, store.last_id, store.n_events) == (1, 0, 0)
+        assert (store.last_id, store.n_events) == (0, 0)
         assert store.append(kept[0]) == 1
         assert store.append_all(kept[1:]) == [2, 3]
         store.put("profile", b"\0" * 100_000)
@@ -68,7 +70,7 @@ def test_what_is_kept_comes_out_in_order_also_after_it_was_opened_again(tmp_path
         assert [one.number for one in store.events(after=1)] == [2, 3]
         assert (store.get("profile"), store.get("consent"), store.get("gone")) == (b"\1" * 100_001, b"", None)
         assert store.names() == ("consent", "profile")
-        assert (store.first_id, store.last_id, store.n_events) == (1, 3, 3)
+        assert (store.last_id, store.n_events) == (3, 3)
         assert store.check() == ()
         exported = [json.loads(json.dumps(one)) for one in store.export(without={"profile"})]
         assert exported[0] == {"event": 1, **kept[0].fields()}
@@ -215,7 +217,7 @@ def test_with_more_events_than_may_be_kept_the_oldest_go(tmp_path: Path) -> None
         store.append_all(event(f"film:{i}") for i in range(3))
         store.append_all(event(f"film:{i}") for i in range(3, 5))
         assert items(store) == ["film:2", "film:3", "film:4"]
-        assert (store.first_id, store.last_id, store.n_events) == (3, 5, 3)
+        assert (store.last_id, store.n_events) == (5, 3)
         assert store.check() == ()
     with opened(tmp_path, retention=Retention(max_events=1)) as store:
         assert items(store) == ["film:4"]
@@ -391,7 +393,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from penchant.client._keys import KeyFile
-from penchant.client._store import Event, Store, tombstone
+from penchant.client._forget import tombstone
+from penchant.client._store import Event, Store
 from penchant.common.errors import StoreFull
 
 folder = Path(sys.argv[1])
@@ -541,8 +544,8 @@ def test_a_store_recorded_with_version_1_opens_for_ever(recorded: Path) -> None:
 def test_a_later_version_is_refused_and_its_files_are_as_they_were(
     recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(_store, "MIGRATIONS", {1: lambda db, sealer: None})
+    monkeypatch.setattr(_schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(_schema, "MIGRATIONS", {1: lambda db, sealer: None})
     Store.open(recorded, key=fixture_key()).close()
     monkeypatch.undo()
     before = {path.name: path.read_bytes() for path in recorded.iterdir()}
@@ -563,11 +566,11 @@ def test_a_migration_runs_once_and_one_that_fails_changes_no_row(
     def mended(db: object, sealer: object) -> None:
         calls.append(1)
 
-    monkeypatch.setattr(_store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(_store, "MIGRATIONS", {1: broken})
+    monkeypatch.setattr(_schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(_schema, "MIGRATIONS", {1: broken})
     with pytest.raises(StoreFull):
         Store.open(recorded, key=fixture_key())
-    monkeypatch.setattr(_store, "MIGRATIONS", {1: mended})
+    monkeypatch.setattr(_schema, "MIGRATIONS", {1: mended})
     for _ in range(2):
         with Store.open(recorded, key=fixture_key(), now_ms=lambda: T0) as store:
             assert store.n_events == 3

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from penchant.client import _pages, _store
+from penchant.client import _pages, _schema
+from penchant.client._forget import tombstone
 from penchant.client._keys import KeyFile, PassphraseKey
-from penchant.client._store import POINTS, Event, Retention, Store, tombstone
+from penchant.client._retention import Retention
+from penchant.client._store import POINTS, Event, Store
 from penchant.common.errors import StoreDamaged, StoreLocked, StoreNewer, WrongKey
 
 T0, DAY_MS = 1_760_000_000_000, 86_400_000
@@ -26,7 +28,8 @@ import os, signal, sys
 from pathlib import Path
 
 from penchant.client._keys import KeyFile
-from penchant.client._store import Event, Retention, Store
+from penchant.client._retention import Retention
+from penchant.client._store import Event, Store
 
 folder, stop, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 reached = []
@@ -165,7 +168,7 @@ MIGRATES = """
 import os, signal, sys
 from pathlib import Path
 
-from penchant.client import _store
+from penchant.client import _schema, _store
 from penchant.client._keys import PassphraseKey
 
 def step(db, sealer):
@@ -176,7 +179,7 @@ def at(point):
     if point == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-_store.SCHEMA_VERSION, _store.MIGRATIONS = 2, {1: step}
+_schema.SCHEMA_VERSION, _schema.MIGRATIONS = 2, {1: step}
 _store.Store.open(Path(sys.argv[1]), key=PassphraseKey("correct horse battery staple"), at=at)
 """
 
@@ -192,8 +195,8 @@ def test_a_migration_that_is_killed_is_done_again_and_an_older_penchant_keeps_of
     with pytest.raises(StoreNewer):
         Store.open(tmp_path / "s", key=key)
     calls: list[int] = []
-    monkeypatch.setattr(_store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(_store, "MIGRATIONS", {1: lambda db, sealer: calls.append(1)})
+    monkeypatch.setattr(_schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(_schema, "MIGRATIONS", {1: lambda db, sealer: calls.append(1)})
     with Store.open(tmp_path / "s", key=key, now_ms=lambda: T0) as store:
         assert holds(store)[0] == "film:603film:78film:ünïcode"
         assert store.check() == ()

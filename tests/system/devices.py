@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from penchant.client._participation import Conditions, Outcome, Pace, Participation, Policy, Report, fleet
+from penchant.client._conditions import Conditions, Policy
+from penchant.client._outcomes import Outcome, Report
+from penchant.client._participation import Pace, Participation, fleet
 from penchant.client._transport import new_node_key
 from penchant.common.artifacts.bundle import App
 from penchant.common.artifacts.signing import Certificate, SigningKey

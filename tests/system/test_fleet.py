@@ -22,7 +22,8 @@ from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from safetensors.numpy import load_file
 
-from penchant.client._participation import Outcome, Refusal
+from penchant.client._conditions import Refusal
+from penchant.client._outcomes import Outcome
 from penchant.client._transport import read_node_key
 from penchant.common.arrays import Arrays
 from penchant.common.wire import Reply

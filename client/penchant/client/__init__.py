@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penchant.client._aio import AsyncClient
     from penchant.client._client import Client
+    from penchant.client._conditions import Conditions
+    from penchant.client._conditions import Policy as RoundPolicy
     from penchant.client._keys import KeyFile, KeyringKey, PassphraseKey
-    from penchant.client._participation import Conditions
-    from penchant.client._participation import Policy as RoundPolicy
-    from penchant.client._store import Retention
+    from penchant.client._retention import Retention
     from penchant.client._types import (
         Feedback,
         Forgotten,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "AsyncClient": "_aio",
     "Client": "_client",
-    "Conditions": "_participation",
+    "Conditions": "_conditions",
     "Feedback": "_types",
     "Forgotten": "_types",
     "Interests": "_types",
@@ -48,8 +48,8 @@ _WHERE = {
     "PassphraseKey": "_keys",
     "Privacy": "_types",
     "Recommendation": "_types",
-    "Retention": "_store",
-    "RoundPolicy": "_participation",
+    "Retention": "_retention",
+    "RoundPolicy": "_conditions",
     "Strengths": "_types",
     "SyncResult": "_types",
     "TopicShare": "_types",

@@ -44,13 +44,14 @@ from penchant.common.errors import (
 if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing the SDK costs an app next to nothing
     import numpy as np
 
+    from penchant.client._conditions import Conditions
+    from penchant.client._conditions import Policy as RoundPolicy
     from penchant.client._keys import KeySource
     from penchant.client._membership import Membership
-    from penchant.client._participation import Conditions
-    from penchant.client._participation import Policy as RoundPolicy
     from penchant.client._person import Person
     from penchant.client._releases import Shelf
-    from penchant.client._store import Retention, Store
+    from penchant.client._retention import Retention
+    from penchant.client._store import Store
     from penchant.common.artifacts.bundle import App
     from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Seen
     from penchant.common.catalogue import Catalogue
@@ -500,7 +501,7 @@ class Client:
 
     def _membership(self) -> Membership:
         if self._member is None:
-            from penchant.client import _membership, _participation
+            from penchant.client import _conditions, _membership
             from penchant.common.learners import registry
 
             def learners(name: str, settings: Mapping[str, Any]) -> Learner:
@@ -514,8 +515,8 @@ class Client:
                 learners=learners,
                 trust=lambda: "nobody" if self._no else self.trust,
                 serial=lambda: self._seen().serial,
-                policy=self._rounds["policy"] or _participation.Policy(),
-                conditions=self._rounds["conditions"] or _participation.Conditions(),
+                policy=self._rounds["policy"] or _conditions.Policy(),
+                conditions=self._rounds["conditions"] or _conditions.Conditions(),
                 now_ms=self._now_ms,
             )
         return self._member

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from penchant.client import _enrolment
-from penchant.client._participation import Conditions, Outcome, Participation, Policy, Report, fleet, promise
+from penchant.client._conditions import Conditions, Policy, promise
+from penchant.client._outcomes import Outcome, Report
+from penchant.client._participation import Participation, fleet
 from penchant.client._store import Store
 from penchant.client._transport import new_node_key
 from penchant.client._types import Trust

@@ -26,12 +26,13 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from dataclasses import dataclass
+from typing import TypeVar
 
+from penchant.client._conditions import Conditions, Policy, Refusal, no_moment, no_room, promise
+from penchant.client._outcomes import Journal, Outcome, Report
 from penchant.client._transport import Content, Place, Refused, Sum, Task, Transport
 from penchant.client.node import Learners, Node
 from penchant.common.artifacts.bundle import App
@@ -46,177 +47,17 @@ from penchant.common.errors import (
     PenchantError,
     PrivacyRefused,
     RoundClosed,
-    UnknownMechanism,
     Unreachable,
     UntrustedArtifact,
 )
 from penchant.common.interactions import Interactions
-from penchant.common.privacy import accounting
-from penchant.common.privacy.events import Event, Gaussian
 from penchant.common.privacy.ledger import Ledger
-from penchant.common.privacy.plan import Guarantee, PrivacyPlan
+from penchant.common.privacy.plan import PrivacyPlan
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
 
 log = logging.getLogger("penchant.client")
-Trust = Literal["own device", "server", "anybody"]
 _T = TypeVar("_T")
-
-
-class Refusal(StrEnum):
-    """Why a device took no part."""
-
-    NO_CONSENT = "no_consent"
-    UNTRUSTED_SERVER = "untrusted_server"
-    """The plan's guarantee is the server's to keep, or there is none, and the person did not agree to that."""
-    NOT_IDLE = "not_idle"
-    NOT_CHARGING = "not_charging"
-    METERED = "metered"
-    OUTSIDE_WINDOW = "outside_window"
-    """The app says not now, or this device was in a round too short a while ago."""
-    BUDGET_EXHAUSTED = "budget_exhausted"
-    CAP_REACHED = "cap_reached"
-    UNKNOWN_PLAN = "unknown_plan"
-    FOREIGN_APP = "foreign_app"
-    UNKNOWN_TASK = "unknown_task"
-    UNSEALED = "unsealed"
-    """The order has no key to seal to, and answers must be sealed."""
-    UNTRUSTED_KEY = "untrusted_key"
-    """It has one that the app's root key does not vouch for, or that is for another round."""
-    FAILED = "failed"
-    """Something here went wrong: the learner, the history or a disk; the log names the error's type."""
-    UNREACHABLE = "unreachable"
-    NOT_ENROLLED = "not_enrolled"
-    CANCELLED = "cancelled"
-    OUT_OF_TIME = "out_of_time"
-    """A task was at hand, and the deadline came before the answer left."""
-    BUSY = "busy"
-    """Another call is at it, or one that was given up still has to end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """When a person's device may take part. The default never does: consent is given, not assumed.
-
-    Attributes:
-        consent: the person agreed, to this plan's kind; who stores when and to which words is the caller.
-        trust: whom they trust to keep the guarantee: "own device" takes part only where the device itself adds the
-            noise (unit interaction), "server" also where the server does (unit user), "anybody" also where nothing is
-            promised (unit none).
-        sealed: answers leave only sealed to the round's key.
-        idle, charging, unmetered: that the conditions of these names must hold.
-        max_participations: in rounds of one plan; None leaves it to the plan's own cap, which holds anyway.
-        budget: ε that this device may spend in all rounds together; None leaves it to the plans, and to the ledger's.
-        rounds_apart: server rounds to sit out after one that this device was in.
-    """
-
-    consent: bool = False
-    trust: Trust = "own device"
-    sealed: bool = True
-    idle: bool = True
-    charging: bool = True
-    unmetered: bool = True
-    max_participations: int | None = None
-    budget: float | None = None
-    rounds_apart: int = 0
-
-    def __post_init__(self) -> None:
-        if self.trust not in get_args(Trust):
-            raise InvalidConfig(f"trust is one of {', '.join(get_args(Trust))}, not {self.trust!r}")
-        if self.rounds_apart < 0 or (self.max_participations is not None and self.max_participations < 0):
-            raise InvalidConfig("rounds_apart and max_participations must be ≥ 0")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise InvalidConfig(f"a budget must be positive and finite, not {self.budget}")
-
-
-def _unknown() -> bool:
-    return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What the app says of the moment. Each is asked often, from the participation's thread, and answers at once.
-
-    One that raises, or that the app leaves out, counts as a no where the policy asks for it. `in_window` is always
-    asked: an app that knows a good time of day says so there.
-    """
-
-    idle: Callable[[], bool] = _unknown
-    charging: Callable[[], bool] = _unknown
-    unmetered: Callable[[], bool] = _unknown
-    in_window: Callable[[], bool] = lambda: True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What left this device in one round, for the person to read. It is written down just before it leaves.
-
-    Attributes:
-        population, round, attempt, plan: of which round; the plan by its digest.
-        bytes: that left.
-        sealed: whether only the process that sums could open them.
-        guarantee: ε of the plan with all that gives it a meaning, as computed here; "" where nothing is promised.
-        verified, trusted: what of it this device enforces, and what it has to believe.
-        at_ms: UTC milliseconds, for the person; nothing is counted by it.
-    """
-
-    population: str
-    round: int
-    attempt: int
-    plan: str
-    bytes: int
-    sealed: bool
-    guarantee: str
-    verified: tuple[str, ...]
-    trusted: tuple[str, ...]
-    at_ms: int
-
-    def to_record(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {**asdict(self), "verified": list(self.verified), "trusted": list(self.trusted)}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Report:
-        """
-        Raises:
-            UnknownMechanism: a field that is not known here, or one missing.
-        """
-        try:
-            return cls(**{**record, "verified": tuple(record["verified"]), "trusted": tuple(record["trusted"])})
-        except (KeyError, TypeError):
-            raise UnknownMechanism("a report has missing or unknown fields; update penchant") from None
-
-
-class Journal(Protocol):
-    """Where reports are kept, for good; a list will do where nothing is to last."""
-
-    def append(self, report: Report, /) -> None:
-        """Keeps it; it is durable once this returns, and nothing leaves where this raises."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of one try.
-
-    Attributes:
-        report: of what left; None where nothing did.
-        refusal: why it took no part; None where it did, and where nobody asked.
-        detail: in words, for a log; it names nothing of the person.
-    """
-
-    report: Report | None = None
-    refusal: Refusal | None = None
-    detail: str = ""
-
-    @property
-    def took_part(self) -> bool:
-        return self.report is not None and self.refusal is None
-
-    def __str__(self) -> str:
-        if self.refusal is not None:
-            return f"refused: {self.refusal}" + (f" ({self.detail})" if self.detail else "")
-        return "nothing to do" if self.report is None else f"took part in round {self.report.round}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,33 +79,6 @@ class Pace:
     reply_s: float = 120.0
     heartbeat_s: float = 24.0
     refused_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What a plan promises, as this device sees it."""
-
-    guarantee: Guarantee | None
-    verified: tuple[str, ...]
-    trusted: tuple[str, ...]
-
-
-def promise(plan: PrivacyPlan) -> Promise:
-    """Computes a plan's ε again, and tells what of it this device holds by itself.
-
-    A sampled plan's ε needs dp-accounting; without it the bound is the closed one, which leaves the coins out.
-    """
-    if plan.unit == "none":
-        return Promise(None, (), ())
-    try:
-        guarantee = plan.guarantee()
-    except MissingExtra:
-        device = None if plan.device is None else replace(plan.device, rate=1.0)
-        guarantee = replace(plan, sampling="none", device=device).guarantee()
-    here = ("clip", "participation cap", "budget")
-    if plan.unit == "interaction":
-        return Promise(guarantee, (*here, "noise", "sampling"), ())
-    return Promise(guarantee, here, ("noise", "sampling", "cohort"))
 
 
 Connect = Callable[[int | None], Transport]
@@ -424,7 +238,7 @@ class Participation:
 
     def unwilling(self) -> Refusal | None:
         """Why this device would take no part now; None where it would. It asks the conditions, and no server."""
-        return self._no_moment() or self._no_room()
+        return self._no_moment() or no_room(self._plan, self._policy, self._ledger, self._plans)
 
     @property
     def trouble(self) -> str:
@@ -682,62 +496,12 @@ class Participation:
 
     # what is asked and checked
 
+    def _no_moment(self) -> Refusal | None:
+        return no_moment(self._policy, self._conditions, self._plan.unit)
+
     def _ask(self, why: Refusal | None) -> None:
         if why is not None:
             raise _Refused(why)
-
-    def _no_moment(self) -> Refusal | None:
-        """What the person or the moment is against."""
-        policy, now = self._policy, self._conditions
-        if not policy.consent:
-            return Refusal.NO_CONSENT
-        if _TRUSTED[self._plan.unit] > get_args(Trust).index(policy.trust):
-            return Refusal.UNTRUSTED_SERVER
-        asked: tuple[tuple[bool, Callable[[], bool], Refusal], ...] = (
-            (policy.idle, now.idle, Refusal.NOT_IDLE),
-            (policy.charging, now.charging, Refusal.NOT_CHARGING),
-            (policy.unmetered, now.unmetered, Refusal.METERED),
-            (True, now.in_window, Refusal.OUTSIDE_WINDOW),
-        )
-        return next((why for matters, holds, why in asked if matters and not _holds(holds)), None)
-
-    def _no_room(self) -> Refusal | None:
-        """What of cap and budget is used up."""
-        plan, mine = self._plan, self._policy.max_participations
-        cap = plan.max_participations if mine is None else min(mine, plan.max_participations)
-        if self._ledger.participations(_ME, plan.digest) >= cap:
-            return Refusal.CAP_REACHED
-        budgets = [b for b in (self._policy.budget, self._ledger.budget) if b is not None]
-        if not budgets or plan.unit == "none":
-            return None
-        if (spent := self._spent()) is None:
-            return Refusal.BUDGET_EXHAUSTED
-        cost = plan.device_event() or Gaussian(noise_multiplier=min(s.charged_multiplier for s in plan.sums))
-        bound = accounting.epsilon((*spent, cost), self._ledger.delta, self._ledger.neighbours, plan.unit)
-        return Refusal.BUDGET_EXHAUSTED if bound.epsilon > min(budgets) else None
-
-    def _spent(self) -> list[Event] | None:
-        """What this device's participations cost: its own noise, or with unit user the server's if it adds that.
-
-        One that was charged and then cancelled counts. The coins of a sampled plan are left out: this device knows when
-        it was drawn. None where no budget covers them all: one of a plan that is not at hand or promised nothing, or of
-        the other unit, as the two are never mixed.
-        """
-        spent: list[Event] = []
-        own = self._plan.device is not None
-        for entry in self._ledger.entries:
-            if entry.kind != "participation":
-                continue
-            if (entry.event is not None) != own:
-                return None
-            if entry.event is not None:
-                spent.append(entry.event)
-                continue
-            plan = self._plans.get(entry.plan)
-            if plan is None or (event := plan.event(entry.round)) is None:
-                return None
-            spent.append(Gaussian(noise_multiplier=event.noise_multiplier))
-        return spent
 
     def _order(self, content: Content) -> Order:
         try:
@@ -803,9 +567,6 @@ class _Line:
             self._made.close()
 
 
-_ME = 0  # the one profile that a device hosts, in its ledger
-_TRUSTED = {"interaction": 0, "user": 1, "none": 2}
-"""The least trust, by its place in `Trust`, that a plan of each unit needs."""
 _TASKS = frozenset(
     {
         Refusal.FOREIGN_APP,
@@ -824,11 +585,3 @@ def _late(turn: _Turn) -> Outcome:
     if turn.at_work:
         return Outcome(refusal=Refusal.OUT_OF_TIME, detail=turn.trouble)
     return Outcome(refusal=Refusal.UNREACHABLE, detail=turn.trouble) if turn.trouble else Outcome()
-
-
-def _holds(condition: Callable[[], bool]) -> bool:
-    try:
-        return condition() is True
-    except Exception as error:
-        log.warning("a condition of the app failed: %s", type(error).__name__)
-        return False

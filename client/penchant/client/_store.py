@@ -11,9 +11,8 @@ nonce, and is sealed again in each transaction. So a row that was changed, moved
 back to an older state or removed is refused, and events removed or put back are noticed (`check`). Not noticed: the
 whole folder replaced by an older copy of itself, or a log (`store.db-wal`) whose end was cut off.
 
-Retention, at each write and when the store is opened: the oldest events beyond `max_events` go, and those older than
-`days`. A clock can be wrong, so time is believed late: an event is too old only if two readings at least a day apart,
-with none below the first in between, both say so. A clock that jumps ahead for an hour, or goes back, deletes nothing.
+How long events are kept, and by which clock: `_retention.py`. A store that is damaged: `_salvage.py`. Its end:
+`_forget.py`. What its folder is made of: `_schema.py`.
 
 SQLite in WAL mode, synced at each commit, deleted content overwritten. One process at a time, by a lock of the
 operating system on `store.lock`, which ends with its process.
@@ -38,29 +37,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from penchant.client import _keys, _pages
+from penchant.client import _keys, _salvage, _schema
+from penchant.client._forget import finish, mark, remove
 from penchant.client._keys import NONCE_BYTES, Envelope, KeySource
 from penchant.client._lock import FolderLock
+from penchant.client._retention import Retention, note
+from penchant.client._salvage import Salvaged
+from penchant.client._schema import (
+    DAMAGED,
+    DATABASE,
+    ENVELOPE,
+    PUT,
+    STATE,
+    Damage,
+    State,
+    close,
+    connect,
+    drop_leftover,
+    fill,
+    migrated,
+    prepared,
+    recount,
+    typed,
+    unlocked,
+    unused,
+    value_of,
+)
 from penchant.client._seal import Sealer, encoded, packed
-from penchant.common.errors import (
-    InvalidConfig,
-    StoreDamaged,
-    StoreError,
-    StoreFull,
-    StoreLocked,
-    StoreNewer,
-    WrongKey,
-)
+from penchant.common.errors import InvalidConfig, StoreDamaged, StoreError, StoreLocked
 
-SCHEMA_VERSION = 1
-MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection, Sealer], None]] = {}
-"""What makes a store of version n one of version n + 1; all that a store needs run in one transaction."""
-DATABASE, ENVELOPE, TOMBSTONE, DAMAGED = (
-    "store.db",
-    "store.envelope",
-    "tombstone.json",
-    "store.damaged.db",
-)
 POINTS = (
     *(f"create:{point}" for point in ("before", "key", "database", "envelope")),
     *(
@@ -74,13 +79,6 @@ POINTS = (
     *(f"forget:{point}" for point in ("before", "begun", "key", "envelope", "files", "tombstone", "done")),
 )
 """Where a store calls `at`: before, between and after all that it writes."""
-
-DAY_MS = 86_400_000
-_STATE = 0
-_APPLICATION = 0x50454E43
-_COLUMNS = "(id INTEGER PRIMARY KEY, sealed BLOB NOT NULL)"
-_SCHEMA = (f"CREATE TABLE events {_COLUMNS}", f"CREATE TABLE records {_COLUMNS}")
-_PUT = "INSERT INTO records VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET sealed = excluded.sealed"
 
 
 def _now_ms() -> int:
@@ -137,78 +135,6 @@ class Event:
         return found | ({"context": dict(self.context)} if self.context else {})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """How long events are kept. Whichever comes first; None is for ever.
-
-    Attributes:
-        days: an event goes when it is older, as the header says.
-        max_events: with more, the oldest go.
-    """
-
-    days: float | None = 365.0
-    max_events: int | None = 50_000
-
-    def __post_init__(self) -> None:
-        if not (self.days is None or 0 < self.days < math.inf):
-            raise InvalidConfig(f"days must be positive and finite, or None for ever, not {self.days}")
-        if not (self.max_events is None or self.max_events >= 1):
-            raise InvalidConfig(f"max_events must be ≥ 1, or None for all, not {self.max_events}")
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What is not what was written, and why it is thought so."""
-
-    where: str
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Salvaged:
-    """What was saved of a damaged store.
-
-    Attributes:
-        n_events: how many events.
-        records: names of the records.
-        lost: what could not be read.
-    """
-
-    n_events: int
-    records: tuple[str, ...]
-    lost: tuple[Damage, ...]
-
-
-@dataclass
-class _State:
-    """What the store knows of itself.
-
-    Attributes:
-        n, last, total: how many events, number of the last, and the keyed sum over their nonces.
-        oldest_ms: no event is older; None where there is none.
-        believed_ms, noted_ms: the time that retention goes by, and a reading that may become it a day later.
-        records: newest nonce of each, by name.
-    """
-
-    noted_ms: int
-    n: int = 0
-    last: int = 0
-    total: int = 0
-    oldest_ms: int | None = None
-    believed_ms: int = 0
-    records: dict[str, str] = field(default_factory=dict)
-
-    def note(self, now_ms: int) -> bool:
-        """Takes a reading of the clock; whether anything changed."""
-        if now_ms < self.noted_ms:
-            self.noted_ms = now_ms  # what was said before is taken back
-        elif now_ms - self.noted_ms >= DAY_MS:
-            self.believed_ms, self.noted_ms = self.noted_ms, now_ms
-        else:
-            return False
-        return True
-
-
 class Store:
     """One person's store in one folder; `open` makes one. Safe to share between threads, not with a forked child."""
 
@@ -232,7 +158,7 @@ class Store:
         self._lock, self._pid = threading.RLock(), os.getpid()
         self._damaged: dict[str, Damage] = {}
         self._writing = self._failed = False
-        self._close = weakref.finalize(self, _close, db, lock)
+        self._close = weakref.finalize(self, close, db, lock)
 
     @classmethod
     def open(
@@ -265,21 +191,21 @@ class Store:
             InvalidConfig: the folder cannot be used.
         """
         folder = Path(folder)
-        lock = FolderLock(_prepared(folder))
+        lock = FolderLock(prepared(folder))
         db: sqlite3.Connection | None = None
         try:
             envelope = Envelope(folder / ENVELOPE)
-            _finish(folder, key, at)
+            finish(folder, key, at)
             if not envelope.exists():
                 _create(folder, key, now_ms, at)
-            source, record, data_key = _unlocked(folder, key)
+            source, record, data_key = unlocked(folder, key)
             if not isinstance(source, _keys.KeyFile):  # what a rewrap left that was cut short
                 _keys.KeyFile(folder / _keys.KEY_FILE).destroy({})
             if not (folder / DATABASE).exists():
                 raise StoreDamaged(f"{folder / DATABASE} is gone: Store.salvage keeps what is readable")
             sealer = Sealer(data_key)
-            db = _connect(folder / DATABASE, timeout_s)
-            record = _migrated(db, sealer, envelope, record, at)
+            db = connect(folder / DATABASE, timeout_s)
+            record = migrated(db, sealer, envelope, record, at)
             store = cls(
                 folder,
                 lock,
@@ -294,15 +220,15 @@ class Store:
             store._begin()
             return store
         except BaseException:
-            _close(db, lock)
+            close(db, lock)
             raise
 
     def _begin(self) -> None:
         """Reads the state, compares it with what there is, and lets retention do its work."""
-        with _typed(self.folder):
+        with typed(self.folder):
             ((problem,),) = self._db.execute("PRAGMA quick_check(1)")  # costs as much as reading the file
             schema = tuple(sql for (sql,) in self._db.execute("SELECT sql FROM sqlite_master ORDER BY rowid"))
-            if problem == b"ok" and schema != tuple(map(encoded, _SCHEMA)):
+            if problem == b"ok" and schema != tuple(map(encoded, _schema.TABLES)):
                 problem = b"its tables are not what was made"
             if problem != b"ok":
                 why = problem.decode("utf-8", "replace").replace("\n", " ")
@@ -315,21 +241,21 @@ class Store:
         elif n != state.n:
             self._blame("events", f"{state.n} were kept, {n} are there")
         self._state = state
-        due = copy.deepcopy(state).note(self._now_ms()) or state.n > (self.retention.max_events or state.n)
+        due = note(copy.deepcopy(state), self._now_ms()) or self.retention.over(state) > 0
         if due or "state" in self._damaged:
             with self._write("open"):
                 pass
 
-    def _read_state(self) -> _State | None:
-        found = self._run("SELECT sealed FROM records WHERE id = ?", (_STATE,)).fetchone()
-        text = self._sealer.open("records", _STATE, found and found[0])
-        return None if text is None else _State(**json.loads(text))
+    def _read_state(self) -> State | None:
+        found = self._run("SELECT sealed FROM records WHERE id = ?", (STATE,)).fetchone()
+        text = self._sealer.open("records", STATE, found and found[0])
+        return None if text is None else State(**json.loads(text))
 
-    def _counted(self, believed: _State | None) -> _State:
+    def _counted(self, believed: State | None) -> State:
         """The state as the rows tell it, where what was written of it is lost."""
         events = [(n, s) for n, s in self._run("SELECT id, sealed FROM events ORDER BY id") if isinstance(s, bytes)]
         records = self._run("SELECT id, sealed FROM records").fetchall()
-        return _recount(self._sealer, events, records, believed, self._now_ms())
+        return recount(self._sealer, events, records, believed, self._now_ms())
 
     # giving it back
 
@@ -352,12 +278,6 @@ class Store:
         """How many events there are."""
         with self._hold():
             return self._state.n
-
-    @property
-    def first_id(self) -> int:
-        """Number of the oldest event; one more than `last_id` where there is none."""
-        with self._hold():
-            return int(self._run("SELECT min(id) FROM events").fetchone()[0] or self._state.last + 1)
 
     @property
     def last_id(self) -> int:
@@ -395,7 +315,7 @@ class Store:
                 return None
             sealed = found[0] if found else b""
             text = self._sealer.open("records", number, sealed)
-            value = None if text is None else _value(name, text)
+            value = None if text is None else value_of(name, text)
             if value is None or sealed[:NONCE_BYTES].hex() != nonce:
                 why = "it is gone" if found is None else "it was changed" if value is None else "it is an older one"
                 self._blame(f"record {name!r}", why)
@@ -465,7 +385,7 @@ class Store:
                 sealed = self._sealer.seal("events", number, text)
                 rows.append((number, sealed))
                 state.total = (state.total + self._sealer.mark(number, sealed[:NONCE_BYTES])) % (1 << 128)
-            with _typed(self.folder):
+            with typed(self.folder):
                 self._db.executemany("INSERT INTO events VALUES (?, ?)", rows)
             state.n, state.last = state.n + len(rows), state.last + len(rows)
             if events:
@@ -481,7 +401,7 @@ class Store:
         with self._write("put"):
             number = self._sealer.number(name)
             sealed = self._sealer.seal("records", number, text)
-            self._run(_PUT, (number, sealed))
+            self._run(PUT, (number, sealed))
             self._state.records[name] = sealed[:NONCE_BYTES].hex()
             self._damaged.pop(f"record {name!r}", None)
 
@@ -510,9 +430,9 @@ class Store:
                 here = isinstance(self._source, _keys.KeyFile) and self._source.path.absolute() == new.path.absolute()
                 if here:
                     raise InvalidConfig(f"{new.path} is where the key lies: take another place")
-                _drop_leftover(self.folder, new)
+                drop_leftover(self.folder, new)
             wrapping, parameters = new.make()
-            record = _keys.wrap(self._data_key, wrapping, new.kind, parameters, SCHEMA_VERSION)
+            record = _keys.wrap(self._data_key, wrapping, new.kind, parameters, _schema.SCHEMA_VERSION)
             self._at("rewrap:made")
             Envelope(self.folder / ENVELOPE).write_both(record, lambda: self._at("rewrap:half"))
             self._at("rewrap:wrapped")
@@ -538,13 +458,13 @@ class Store:
         """
         with self._hold():
             self._outside()
-            _mark(self.folder, keep, self._at)
+            mark(self.folder, keep, self._at)
             self._data_key = b""
             self._close.detach()
             try:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.close()
-                return _finish(self.folder, self._source, self._at)
+                return finish(self.folder, self._source, self._at)
             finally:
                 self._file_lock.release()
 
@@ -565,20 +485,7 @@ class Store:
             StoreLocked, WrongKey, StoreNewer, StoreFull: as for `open`.
             StoreDamaged: nothing is left to read it with, or to read.
         """
-        folder = Path(folder)
-        lock = FolderLock(_prepared(folder))
-        try:
-            if not Envelope(folder / ENVELOPE).exists():
-                raise StoreDamaged(f"{folder / ENVELOPE} is gone: without it nothing can be read")
-            _, _, data_key = _unlocked(folder, key)
-            at("salvage:before")
-            _set_aside(folder)
-            at("salvage:moved")
-            if not (folder / DAMAGED).exists():
-                raise StoreDamaged(f"{folder / DATABASE} is gone: there is nothing to read")
-            return _salvaged(folder, Sealer(data_key), now_ms(), at)
-        finally:
-            lock.release()
+        return _salvage.salvage(Path(folder), key, now_ms, at)
 
     # the parts below
 
@@ -628,8 +535,8 @@ class Store:
                 if self._failed:
                     raise StoreError("a write in this transaction failed: nothing of it was kept")
                 self._retain()
-                sealed = self._sealer.seal("records", _STATE, packed(vars(self._state)))
-                self._run(_PUT, (_STATE, sealed))
+                sealed = self._sealer.seal("records", STATE, packed(vars(self._state)))
+                self._run(PUT, (STATE, sealed))
                 self._at(f"{what}:written")
                 self._run("COMMIT")
             except BaseException:
@@ -647,15 +554,11 @@ class Store:
     def _retain(self) -> None:
         """Deletes what is kept long enough."""
         state = self._state
-        state.note(self._now_ms())
-        over = state.n - (self.retention.max_events or state.n)
-        if over > 0:
+        note(state, self._now_ms())
+        if over := self.retention.over(state):
             found = self._run("SELECT id, sealed FROM events ORDER BY id LIMIT ?", (over,)).fetchall()
             self._drop(found)
-        if self.retention.days is None or state.oldest_ms is None:
-            return
-        limit = state.believed_ms - round(self.retention.days * DAY_MS)
-        if state.oldest_ms >= limit:
+        if (limit := self.retention.too_old_ms(state)) is None:
             return
         old, times = [], []
         for number, sealed in self._run("SELECT id, sealed FROM events").fetchall():
@@ -674,7 +577,7 @@ class Store:
             mark = self._sealer.mark(number, sealed[:NONCE_BYTES]) if isinstance(sealed, bytes) else 0
             self._state.total = (self._state.total - mark) % (1 << 128)
             self._damaged.pop(f"event {number}", None)
-        with _typed(self.folder):
+        with typed(self.folder):
             self._db.executemany("DELETE FROM events WHERE id = ?", [(number,) for number, _ in rows])
         self._state.n -= len(rows)
 
@@ -694,359 +597,27 @@ class Store:
         self._damaged[where] = Damage(where, why)
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        with _typed(self.folder):
+        with typed(self.folder):
             return self._db.execute(statement, values)
-
-
-def forget(folder: Path, *, keep: Mapping[str, Any] | None, key: KeySource | None = None) -> tuple[str, ...]:
-    """As `Store.forget`, of a store that need not open: its key is lost, or it is damaged.
-
-    Args:
-        key: where the key lies, to destroy it there as well; None finds a keyring and the folder's own key file.
-    """
-    lock = FolderLock(_prepared(folder))
-    try:
-        if not Envelope(folder / ENVELOPE).exists():
-            Envelope(folder / ENVELOPE).create({"schema_version": SCHEMA_VERSION})
-        _mark(folder, keep, lambda point: None)
-        return _finish(folder, key, lambda point: None)
-    finally:
-        lock.release()
-
-
-def tombstone(folder: Path) -> dict[str, Any] | None:
-    """What the last forget kept; None where there was none.
-
-    Raises:
-        StoreDamaged: it cannot be read.
-    """
-    try:
-        kept = json.loads((folder / TOMBSTONE).read_bytes())["kept"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        kept = None
-    if not isinstance(kept, dict):
-        raise StoreDamaged(f"{folder / TOMBSTONE} is damaged: restore it from a copy")
-    return kept
-
-
-# ------------------------------------------------------------------------------------------------------- begin
-
-
-def _prepared(folder: Path) -> Path:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
-    except OSError as error:
-        if isinstance(refused := _keys.refused(folder, error), StoreFull):
-            raise refused from None
-        raise InvalidConfig(f"cannot keep a store in {folder}: {error.strerror}; take another place") from None
-    return folder
 
 
 def _create(folder: Path, key: KeySource | None, now_ms: Callable[[], int], at: Callable[[str], None]) -> None:
     """A new store: the envelope comes last, and without it what is here is left over from one that never began."""
     at("create:before")
-    if (folder / DAMAGED).exists() or ((folder / DATABASE).exists() and not _unused(folder / DATABASE)):
+    if (folder / DAMAGED).exists() or ((folder / DATABASE).exists() and not unused(folder / DATABASE)):
         raise StoreDamaged(
             f"{folder / DATABASE} cannot be read without {ENVELOPE}, which is gone: restore it from a copy, or forget"
         )
-    _remove(folder)
+    remove(folder)
     if key is None:
-        _drop_leftover(folder, _keys.KeyFile(folder / _keys.KEY_FILE))
+        drop_leftover(folder, _keys.KeyFile(folder / _keys.KEY_FILE))
         key, wrapping, parameters = _keys.make_default(folder)
     else:
-        _drop_leftover(folder, key)
+        drop_leftover(folder, key)
         wrapping, parameters = key.make()
     at("create:key")
     data_key = os.urandom(_keys.KEY_BYTES)
-    _fill(folder, Sealer(data_key), _State(noted_ms=now_ms()), [])
+    fill(folder, Sealer(data_key), State(noted_ms=now_ms()), [])
     at("create:database")
-    Envelope(folder / ENVELOPE).create(_keys.wrap(data_key, wrapping, key.kind, parameters, SCHEMA_VERSION))
+    Envelope(folder / ENVELOPE).create(_keys.wrap(data_key, wrapping, key.kind, parameters, _schema.SCHEMA_VERSION))
     at("create:envelope")
-
-
-def _unused(path: Path) -> bool:
-    """Whether a database is ours and holds a state alone."""
-    with path.open("rb") as file:
-        ours = file.read(100)[68:72] == _APPLICATION.to_bytes(4, "big")
-    return ours and sum(1 for _ in _pages.rows(path)) <= 1
-
-
-def _drop_leftover(folder: Path, key: KeySource) -> None:
-    """Removes a key file in the folder that no envelope needs: what made it was cut short."""
-    if isinstance(key, _keys.KeyFile) and key.path.parent.absolute() == folder.absolute():
-        key.path.unlink(missing_ok=True)
-
-
-def _fill(folder: Path, sealer: Sealer, state: _State, rows: Iterable[tuple[str, int, bytes]]) -> None:
-    """A database of these rows, put in its place whole."""
-    beside = folder / f"{DATABASE}.new"
-    for end in ("", "-wal", "-shm", "-journal"):
-        beside.with_name(f"{beside.name}{end}").unlink(missing_ok=True)
-    try:
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with _typed(folder), contextlib.closing(_connect(beside, 0.0)) as db:
-            db.execute(f"PRAGMA page_size = {_pages.PAGE}")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"PRAGMA application_id = {_APPLICATION}")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for table, number, sealed in rows:
-                db.execute(f"INSERT INTO {table} VALUES (?, ?)", (number, sealed))
-            db.execute(
-                "INSERT INTO records VALUES (?, ?)", (_STATE, sealer.seal("records", _STATE, packed(vars(state))))
-            )
-            db.execute("COMMIT")
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        os.replace(beside, folder / DATABASE)
-    except OSError as error:
-        raise _keys.refused(beside, error) from None
-    _keys.sync(folder)
-
-
-def _unlocked(folder: Path, key: KeySource | None) -> tuple[KeySource, dict[str, Any], bytes]:
-    """Source, record of the envelope and data key. Both copies are the same afterwards.
-
-    Raises:
-        StoreDamaged: no copy is whole.
-        StoreNewer: a later version wrote it.
-        WrongKey: the key opens neither copy.
-    """
-    envelope = Envelope(folder / ENVELOPE)
-    slots = envelope.slots()
-    copies = [record for record in slots[: _keys.FORGETTING] if record and "wrapped" in record]
-    if not copies:
-        raise StoreDamaged(f"{envelope.path} is damaged in both its copies: restore it from a copy, or forget")
-    if any(record.get("schema_version", 0) > SCHEMA_VERSION for record in copies):
-        raise StoreNewer(f"{folder} was written by a later version: update penchant")
-    wrong: WrongKey | None = None
-    for record in copies:
-        try:
-            source = key or _keys.chosen(record["source"], folder)
-            if source.kind != record["source"]:
-                raise WrongKey(f"the key of this store is a {record['source']}, not a {source.kind}")
-            data_key = _keys.unwrap(record, source.load(record["parameters"]))
-        except WrongKey as error:
-            wrong = wrong or error
-            continue
-        if slots[:2] != [record, record]:  # the other was torn, or of a rewrap that was cut short
-            with contextlib.suppress(StoreFull):
-                envelope.write_both(record)
-        return source, record, data_key
-    assert wrong is not None
-    raise wrong
-
-
-def _migrated(
-    db: sqlite3.Connection, sealer: Sealer, envelope: Envelope, record: dict[str, Any], at: Callable[[str], None]
-) -> dict[str, Any]:
-    """Brings the database to this version; the envelope's new record.
-
-    The envelope says first what version may be found, so that an older penchant never meets a database it cannot read.
-    """
-    with _typed(envelope.path.parent):
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if not 1 <= version <= SCHEMA_VERSION:  # the envelope would have said so
-            where = envelope.path.with_name(DATABASE)
-            raise StoreDamaged(f"{where} is damaged in its first page; Store.salvage keeps what is readable")
-        if record["schema_version"] != SCHEMA_VERSION:
-            record = {**record, "schema_version": SCHEMA_VERSION}
-            envelope.write_both(record)
-        if version < SCHEMA_VERSION:
-            at("migrate:before")
-            db.execute("BEGIN IMMEDIATE")
-            for step in range(version, SCHEMA_VERSION):
-                MIGRATIONS[step](db, sealer)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            at("migrate:changed")
-            db.execute("COMMIT")
-            at("migrate:committed")
-    return record
-
-
-# --------------------------------------------------------------------------------------------------------- end
-
-
-def _mark(folder: Path, keep: Mapping[str, Any] | None, at: Callable[[str], None]) -> None:
-    """From here on there is no way back."""
-    record = {"forget": True, "kept": None if keep is None else dict(keep)}
-    at("forget:before")
-    Envelope(folder / ENVELOPE).write(record, _keys.FORGETTING)
-    at("forget:begun")
-
-
-def _finish(folder: Path, key: KeySource | None, at: Callable[[str], None]) -> tuple[str, ...]:
-    """Goes on with a forget that was begun, from wherever it came to; what could not be destroyed."""
-    envelope = Envelope(folder / ENVELOPE)
-    if not envelope.exists():
-        return ()
-    *copies, mark = envelope.slots()
-    if mark is None:
-        return ()
-    left: list[str] = []
-    for record in copies:
-        if record and record.get("source", _keys.PassphraseKey.kind) != _keys.PassphraseKey.kind:
-            with _keys.destroying(left):
-                source = key if key and key.kind == record["source"] else _keys.chosen(record["source"], folder)
-                source.destroy(record["parameters"])
-    at("forget:key")
-    for slot in range(_keys.FORGETTING):
-        envelope.write(None, slot)
-    at("forget:envelope")
-    _remove(folder)
-    at("forget:files")
-    if mark["kept"] is None:
-        (folder / TOMBSTONE).unlink(missing_ok=True)
-    else:
-        _keys.replace(folder / TOMBSTONE, packed({"schema_version": 1, "kept": mark["kept"]}))
-    at("forget:tombstone")
-    envelope.path.unlink()
-    _keys.sync(folder)
-    at("forget:done")
-    return tuple(dict.fromkeys(left))
-
-
-def _remove(folder: Path) -> None:
-    for name in (DATABASE, f"{DATABASE}.new", DAMAGED):
-        for end in ("", "-wal", "-shm", "-journal"):
-            (folder / f"{name}{end}").unlink(missing_ok=True)
-    for name in (ENVELOPE, TOMBSTONE):  # one that was cut short
-        (folder / f"{name}.new").unlink(missing_ok=True)
-
-
-# ----------------------------------------------------------------------------------------------------- salvage
-
-
-def _set_aside(folder: Path) -> None:
-    """Moves the database and its log to where it is read from; again moves what is left."""
-    moved = (folder / DATABASE).exists()
-    for end in ("", "-wal"):
-        found, place = folder / f"{DATABASE}{end}", folder / f"{DAMAGED}{end}"
-        if found.exists():
-            os.replace(found, place)
-        elif moved:  # the log of one set aside before
-            place.unlink(missing_ok=True)
-    _keys.sync(folder)
-
-
-def _salvaged(folder: Path, sealer: Sealer, now_ms: int, at: Callable[[str], None]) -> Salvaged:
-    events, records, changed, state = dict[int, bytes](), dict[int, bytes](), set[int](), None
-    for number, sealed in _pages.rows(folder / DAMAGED):
-        if sealer.open("events", number, sealed) is not None:
-            events[number] = sealed
-        elif (text := sealer.open("records", number, sealed)) is not None:
-            if number == _STATE:
-                state = _State(**json.loads(text))
-            else:
-                records[number] = sealed
-        else:
-            changed.add(number)
-    last = max(events, default=0) if state is None else state.last
-    lost = [
-        Damage(f"event {number}", "it was changed") for number in sorted(changed - set(events)) if 0 < number <= last
-    ]
-    if state is None:
-        lost.append(Damage("state", "it cannot be read; counted again"))
-    else:
-        for name, nonce in state.records.items():
-            found = records.get(sealer.number(name))
-            if found is None or found[:NONCE_BYTES].hex() != nonce:
-                records.pop(sealer.number(name), None)
-                lost.append(Damage(f"record {name!r}", "it cannot be read"))
-        if len(events) != state.n:
-            lost.append(Damage("events", f"{state.n} were kept, {len(events)} can be read"))
-    new = _recount(sealer, sorted(events.items()), records.items(), state, now_ms)
-    rows = [("events", n, s) for n, s in sorted(events.items())] + [("records", n, s) for n, s in records.items()]
-    at("salvage:written")
-    _fill(folder, sealer, new, rows)
-    at("salvage:done")
-    return Salvaged(n_events=new.n, records=tuple(sorted(new.records)), lost=tuple(lost))
-
-
-def _recount(
-    sealer: Sealer,
-    events: Iterable[tuple[int, bytes]],
-    records: Iterable[tuple[int, bytes]],
-    believed: _State | None,
-    now_ms: int,
-) -> _State:
-    """A state that says what these rows say."""
-    state = _State(noted_ms=now_ms)
-    if believed is not None:
-        state.noted_ms, state.believed_ms, state.last = believed.noted_ms, believed.believed_ms, believed.last
-    for number, sealed in events:
-        state.n, state.last = state.n + 1, max(state.last, number)
-        state.total += sealer.mark(number, sealed[:NONCE_BYTES])
-        state.oldest_ms = 0  # found out when retention looks
-    state.total %= 1 << 128
-    for number, sealed in records:
-        text = sealer.open("records", number, sealed)
-        name = text and _name(text)
-        if name and sealer.number(name) == number:
-            state.records[name] = sealed[:NONCE_BYTES].hex()
-    return state
-
-
-def _name(text: bytes) -> str:
-    return text[4 : 4 + int.from_bytes(text[:4], "big")].decode("utf-8", "surrogatepass")
-
-
-def _value(name: str, text: bytes) -> bytes | None:
-    """The value in a record's text, if it is of that name."""
-    length = len(encoded(name))
-    return text[4 + length :] if _name(text) == name else None
-
-
-# ------------------------------------------------------------------------------------------------------- files
-
-
-def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
-    with _typed(path.parent):
-        db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            db.text_factory = bytes  # a damaged type must not stop a reader
-            for setting in ("synchronous = FULL", "secure_delete = ON", "journal_size_limit = 1048576"):
-                db.execute(f"PRAGMA {setting}")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-
-def _close(db: sqlite3.Connection | None, lock: FolderLock) -> None:
-    try:
-        if db is not None:
-            db.close()
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _typed(folder: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-        name, where = getattr(error, "sqlite_errorname", ""), folder / DATABASE
-        if code == sqlite3.SQLITE_FULL or name.startswith(_UNWRITTEN):
-            raise StoreFull(f"{where}: the disk is full, or cannot be written; nothing that was kept is lost") from None
-        if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise StoreLocked(f"another program has {where} open: close it there, or wait") from None
-        if code & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise StoreError(f"{where} cannot be opened to write") from None
-        raise StoreDamaged(f"{where} is damaged ({error}); Store.salvage keeps what is readable") from None
-
-
-_UNWRITTEN = tuple(f"SQLITE_IOERR_{what}" for what in ("WRITE", "FSYNC", "DIR_FSYNC", "TRUNCATE", "SHMSIZE", "SHMOPEN"))
