@@ -60,6 +60,7 @@ def test_public_names_are_these() -> None:
         "Strengths",
         "SyncResult",
         "TopicShare",
+        "Training",
         "Trust",
     ]
     assert all(hasattr(penchant.client, name) for name in penchant.client.__all__)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penchant.client._conditions import Policy as RoundPolicy
     from penchant.client._keys import KeyFile, KeyringKey, PassphraseKey
     from penchant.client._retention import Retention
+    from penchant.client._training import Training
     from penchant.client._types import (
         Feedback,
         Forgotten,
@@ -53,6 +54,7 @@ _WHERE = {
     "Strengths": "_types",
     "SyncResult": "_types",
     "TopicShare": "_types",
+    "Training": "_training",
     "Trust": "_types",
 }
 __all__ = [  # names of what `__getattr__` loads
@@ -73,6 +75,7 @@ __all__ = [  # names of what `__getattr__` loads
     "Strengths",
     "SyncResult",
     "TopicShare",
+    "Training",
     "Trust",
 ]
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing
     from penchant.client._releases import Shelf
     from penchant.client._retention import Retention
     from penchant.client._store import Store
+    from penchant.client._training import Training
     from penchant.common.artifacts.bundle import App
     from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Seen
     from penchant.common.catalogue import Catalogue
@@ -107,6 +108,7 @@ class Client:
         retention: Retention | None = None,
         policy: RoundPolicy | None = None,
         conditions: Conditions | None = None,
+        training: Training | None = None,
         timeout_s: float = 5.0,
         now_ms: Callable[[], int] | None = None,
     ) -> Self:
@@ -126,6 +128,7 @@ class Client:
             policy: when this device may take part in rounds and what ε it may spend, besides what the person agreed to.
             conditions: what the app says of the moment: whether the device is idle, on power, on a free network. What
                 is left out counts as a no.
+            training: how much time, memory and threads the training of a round may take.
             timeout_s: how long a call waits for another thread's.
             now_ms: the clock, UTC milliseconds.
 
@@ -155,7 +158,7 @@ class Client:
                 shelf,
                 strengths=strengths or Strengths(),
                 interests=interests,
-                rounds={"policy": policy, "conditions": conditions},
+                rounds={"policy": policy, "conditions": conditions, "training": training},
                 timeout_s=timeout_s,
                 now_ms=now_ms or _now_ms,
             )
@@ -501,7 +504,7 @@ class Client:
 
     def _membership(self) -> Membership:
         if self._member is None:
-            from penchant.client import _conditions, _membership
+            from penchant.client import _conditions, _membership, _training
             from penchant.common.learners import registry
 
             def learners(name: str, settings: Mapping[str, Any]) -> Learner:
@@ -513,6 +516,9 @@ class Client:
                 self._store,
                 history=self._history,
                 learners=learners,
+                trainer=_training.Trainer(
+                    lambda: self._installed.catalogue, self._rounds["training"] or _training.Training()
+                ),
                 trust=lambda: "nobody" if self._no else self.trust,
                 serial=lambda: self._seen().serial,
                 policy=self._rounds["policy"] or _conditions.Policy(),

@@ -55,6 +55,9 @@ class Refusal(StrEnum):
     CANCELLED = "cancelled"
     OUT_OF_TIME = "out_of_time"
     """A task was at hand, and the deadline came before the answer left."""
+    TRAINING_TOO_LONG = "training_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    """The training met a bound that the app set for it (`Training`), or the system's."""
     BUSY = "busy"
     """Another call is at it, or one that was given up still has to end."""
 

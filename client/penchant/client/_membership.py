@@ -18,6 +18,7 @@ from penchant.client._conditions import Conditions, Policy, promise
 from penchant.client._outcomes import Outcome, Report
 from penchant.client._participation import Participation, fleet
 from penchant.client._store import Store
+from penchant.client._training import Trainer
 from penchant.client._transport import new_node_key
 from penchant.client._types import Trust
 from penchant.client.node import Learners
@@ -55,6 +56,7 @@ class Membership:
     Args:
         history: the person's interactions, as a population of one.
         learners: over the catalogue in use.
+        trainer: for those that train with PyTorch.
         serial: highest of a release key's certificate that was seen.
     """
 
@@ -66,6 +68,7 @@ class Membership:
         *,
         history: Callable[[], Interactions],
         learners: Learners,
+        trainer: Trainer,
         trust: Callable[[], Trust],
         serial: Callable[[], int],
         policy: Policy,
@@ -74,7 +77,7 @@ class Membership:
     ) -> None:
         self._path, self._app, self._store = folder / LEDGER, app, store
         self._history, self._learners, self._trust, self._serial = history, learners, trust, serial
-        self._policy, self._conditions = policy, conditions
+        self._policy, self._conditions, self._trainer = policy, conditions, trainer
         self._now_ms = now_ms
         self.reports = Reports(store)
         self._part: tuple[str, Participation, Ledger] | None = None
@@ -207,6 +210,7 @@ class Membership:
             earlier=earlier,
             history=self._history,
             learners=self._learners,
+            trainer=self._trainer,
             ledger=ledger,
             transport=fleet(self._app, key),
             policy=self._allowed(),

@@ -31,10 +31,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from penchant.client._conditions import Conditions, Policy, Refusal, no_moment, no_room, promise
+from penchant.client._conditions import ME, Conditions, Policy, Refusal, no_moment, no_room, promise
 from penchant.client._outcomes import Journal, Outcome, Report
+from penchant.client._training import TookTooLong, TooLittleMemory, Trainer
 from penchant.client._transport import Content, Place, Refused, Sum, Task, Transport
 from penchant.client.node import Learners, Node
+from penchant.common.arrays import Arrays
 from penchant.common.artifacts.bundle import App
 from penchant.common.artifacts.sealing import RoundKey, check_round_key, seal
 from penchant.common.artifacts.signing import Certificate, Envelope
@@ -51,6 +53,7 @@ from penchant.common.errors import (
     UntrustedArtifact,
 )
 from penchant.common.interactions import Interactions
+from penchant.common.learners.contract import State
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import PrivacyPlan
 from penchant.common.streams import Streams
@@ -169,6 +172,7 @@ class Participation:
         earlier: plans that this device was enrolled under before. With unit "user", a budget needs them all.
         history: this person's interactions, as a population of one; asked for when a round is at hand.
         learners: builds the learner that an order names, over the catalogue at hand (`registry.build`).
+        trainer: where learners that train with PyTorch are computed; None computes all in the app's process.
         ledger: of this device, in a file, made with the person's budget; it counts how often they took part.
         transport: makes the line to the server; see `fleet`. Called on the thread that uses it.
         node_id: as the attribute of this name said in an earlier process. It spares a minute after a crash.
@@ -195,6 +199,7 @@ class Participation:
         conditions: Conditions,
         journal: Journal,
         earlier: Sequence[PrivacyPlan] = (),
+        trainer: Trainer | None = None,
         serial: int = 0,
         node_id: int | None = None,
         pace: Pace | None = None,
@@ -212,6 +217,7 @@ class Participation:
         self._app, self._place, self._plan, self._ledger = app, place, plan, ledger
         self._plans = {one.digest: one for one in (plan, *earlier)}
         self._history, self._learners, self._make = history, learners, transport
+        self._trainer = trainer
         self._policy, self._conditions, self._journal = policy, conditions, journal
         self._pace, self._streams = pace or Pace(), streams or Streams.from_os()
         self._on_outcome, self._now_ms = on_outcome, now_ms
@@ -419,8 +425,15 @@ class Participation:
         turn.check()
         try:
             with self._beating(line):
-                node = Node(self._history(), self._learners, self._streams, plan=self._plan, ledger=self._ledger)
-                total = node.answer(order, content.state)
+                if beside := self._trainer is not None and self._trainer.takes(order.learner):
+                    total = self._trained(turn, order, content.state)
+                else:
+                    node = Node(self._history(), self._learners, self._streams, plan=self._plan, ledger=self._ledger)
+                    total = node.answer(order, content.state)
+        except TookTooLong:
+            raise _Refused(Refusal.TRAINING_TOO_LONG) from None
+        except TooLittleMemory:
+            raise _Refused(Refusal.OUT_OF_MEMORY) from None
         except BudgetExhausted as error:
             raise _Refused(Refusal.BUDGET_EXHAUSTED, str(error)) from None
         except PrivacyRefused as error:
@@ -443,9 +456,37 @@ class Participation:
         )
         with self._lock:
             turn.check()
+            if beside:
+                self._ask(no_room(self._plan, self._policy, self._ledger, self._plans))
+                self._charge(order)
             self._journal.append(report)
         self._patiently(turn, lambda: line.reply(task, answer), at_most_s=self._pace.reply_s)
         return report
+
+    def _trained(self, turn: _Turn, order: Order, state: State) -> Arrays:
+        """What a worker computed. It is charged before it leaves, and not before.
+
+        A training that the person or the app gave up is not charged: that tells nothing of the history. One that met a
+        bound, failed or outlived the deadline may tell something, by the silence that the server hears. Where the
+        server is whom the device's noise holds it from, that is charged as an answer is, or a server could go on asking
+        with weights under which some histories fail.
+        """
+        assert self._trainer is not None
+        taken = self._ledger.participations(ME, self._plan.digest)
+        try:
+            return self._trainer.answer(order, state, self._history(), taken=taken, look=turn.check)
+        except (PrivacyRefused, InvalidConfig, MissingExtra):  # before it looked at a history
+            raise
+        except Exception:
+            if self._plan.device is not None and not (turn.cancelled and turn.left_s > 0):
+                self._charge(order)
+            raise
+
+    def _charge(self, order: Order) -> None:
+        plan = self._plan
+        self._ledger.participate(
+            ME, order.round, order.attempt, plan.device_event(), plan=plan.digest, cap=plan.max_participations
+        )
 
     @contextmanager
     def _beating(self, line: Transport) -> Iterator[None]:

@@ -50,6 +50,11 @@ def checked(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return config.encode(config.decode(_classes(name)[1], settings))
 
 
+def is_neural(name: str) -> bool:
+    """Whether the learner of this name trains with PyTorch; of a name that is not known, no."""
+    return _LEARNERS.get(name, ("",))[0].startswith("penchant.common.learners.neural.")
+
+
 def _classes(name: str) -> tuple[Any, type[Any]]:
     """The learner's class and its settings'."""
     if name not in _LEARNERS:
