@@ -1,4 +1,4 @@
-"""What the SDK costs on a device: PYTHONPATH=. python benchmarks/client.py [--sizes 4000,100000,1000000]
+"""What the SDK costs on a device: PYTHONPATH=. python benchmarks/client.py [--sizes 4000,100000,1000000] [--rounds]
 
 Import and memory in processes of their own; the rest through `Client`, on a bundle of random numbers (d = 32): nothing
 here depends on what they say. Set OMP_NUM_THREADS=1 for one core.
@@ -7,20 +7,28 @@ here depends on what they say. Set OMP_NUM_THREADS=1 for one core.
 from __future__ import annotations
 
 import argparse
+import math
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from penchant.client import Client
+from penchant.client._training import Trainer, Training
+from penchant.common.artifacts.sealing import RoundKey, RoundOpener, seal
+from penchant.common.artifacts.signing import SigningKey
 from penchant.common.catalogue import Catalogue
-from penchant.common.interactions import History
+from penchant.common.interactions import History, Interactions
 from penchant.common.learners import registry
+from penchant.common.privacy.plan import PrivacyPlan, SumSpec
 from penchant.common.streams import Streams
+from penchant.common.wire import Order
 from tests.client.apps import NOW, Operator
 
 _RSS = """
@@ -88,38 +96,83 @@ def size(folder: Path, n: int, events: int) -> None:
     )
 
 
-def contribution(name: str, settings: Mapping[str, Mapping[str, str]]) -> None:
-    items = catalogue(3706)
-    learner = registry.build(name, settings, items)
+def history() -> History:
     random = np.random.default_rng(0)
-    history = History(
+    return History(
         random.choice(3706, 200, replace=False).astype(np.int32),
         NOW + np.arange(200, dtype=np.int64) * 60_000,
         np.ones(200, np.float32),
     )
-    state = learner.init(Streams(0))
-    p50, p99 = milliseconds(lambda i: learner.contribution(state, history, Streams(i)), 20)
-    print(f"{' '.join((name, *settings.get('model', {}).values())):20} {p50:8.2f} {p99:8.2f}")
+
+
+def contribution(name: str, settings: Mapping[str, Mapping[str, str]]) -> None:
+    items = catalogue(3706)
+    learner = registry.build(name, settings, items)
+    state, mine = learner.init(Streams(0)), history()
+    p50, p99 = milliseconds(lambda i: learner.contribution(state, mine, Streams(i)), 20)
+    size = sum(8 * math.prod(shape) for shape in learner.shapes(state).values())  # a sum is of float64
+    print(f"{' '.join((name, *settings.get('model', {}).values())):20} {p50:8.2f} {p99:8.2f} {size / 1024:12.0f}")
+
+
+def worker() -> None:
+    """A training of matrix factorisation in a worker, from start to end, and the most memory that one had."""
+    items = catalogue(3706)
+    settings: dict[str, Any] = {"model": {"name": "mf"}}
+    learner = registry.build("fedavg", settings, items)
+    state = learner.released(learner.init(Streams(0)))
+    plan = PrivacyPlan(
+        unit="none",
+        n_users=1,
+        delta=1e-5,
+        sampling="none",
+        cohort=1,
+        sums=(SumSpec(name="update", rounds=1, clip_norm=1.0),),
+        max_participations=1,
+    )
+    order = Order(round=1, attempt=0, plan=plan, learner="fedavg", settings=settings, users=(0,))
+    mine = Interactions.one(history(), len(items))
+    trainer = Trainer(lambda: items, Training())
+    p50, p99 = milliseconds(lambda i: trainer.answer(order, state, mine, taken=0, look=lambda: None), 3)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"\nfedavg mf in a worker: {p50:.0f} ms, at most {p99:.0f}; {peak:.0f} MiB, none of them the app's")
+
+
+def sealing() -> None:
+    key, plan = SigningKey.generate(), "a" * 64
+    opener = RoundOpener(key, app_id="films", population="default", plan=plan, round=1, attempt=0)
+    statement = opener.statement
+    to, values = RoundKey.read(statement, key.public), {"sum": np.ones(1 << 17)}
+    p50, _ = milliseconds(lambda i: seal(values, statement, to), 20)
+    print(f"sealing {len(seal(values, statement, to)) / 1e6:.1f} MB: {p50:.1f} ms")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Milliseconds and bytes of the SDK's calls.")
     parser.add_argument("--sizes", default="4000,100000,1000000")
     parser.add_argument("--events", type=int, default=1000)
+    parser.add_argument("--rounds", action="store_true", help="only what taking part in a round costs")
     args = parser.parse_args()
-    imported, _, rss = process()
-    print(f"import: {1000 * imported:.0f} ms, {rss:.0f} MiB\n")
-    print("    items  ms to 1st list      MiB  list p50 ms    p99  event p50 ms    p99  KiB/1000 kept")
-    with tempfile.TemporaryDirectory() as folder:
-        for n in map(int, args.sizes.split(",")):
-            size(Path(folder), n, args.events)
-    print("\ncontribution of 200 interactions, 3,706 items, p50 and p99 ms")
+    if not args.rounds:
+        calls(args.sizes, args.events)
+    print("contribution of 200 interactions, 3,706 items, p50 and p99 ms, KiB sent")
     for name, settings in (
         ("cooccurrence", {}),
         ("als", {}),
         *(("fedavg", {"model": {"name": model}}) for model in ("mf", "mlp", "neumf", "gru", "transformer")),
     ):
         contribution(name, settings)
+    worker()
+    sealing()
+
+
+def calls(sizes: str, events: int) -> None:
+    imported, _, rss = process()
+    print(f"import: {1000 * imported:.0f} ms, {rss:.0f} MiB\n")
+    print("    items  ms to 1st list      MiB  list p50 ms    p99  event p50 ms    p99  KiB/1000 kept")
+    with tempfile.TemporaryDirectory() as folder:
+        for n in map(int, sizes.split(",")):
+            size(Path(folder), n, events)
+    print()
 
 
 if __name__ == "__main__":

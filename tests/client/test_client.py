@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import penchant.client
-from penchant.client import AsyncClient, Client, KeyFile, Retention, Strengths
-from penchant.common.errors import Busy, InvalidConfig, MalformedArtifact, StoreLocked, UntrustedArtifact
+from penchant.client import AsyncClient, Client, KeyFile, Retention, Strengths, SyncResult
+from penchant.client._conditions import Refusal
+from penchant.common.errors import Busy, InvalidConfig, MalformedArtifact, StoreDamaged, StoreLocked, UntrustedArtifact
+from penchant.common.interests.explanations import LANGUAGES, messages
 from tests.client.apps import CATALOGUE, DAY, NOW, Operator
 
 
@@ -57,6 +59,7 @@ def test_public_names_are_these() -> None:
         "Recommendation",
         "Retention",
         "RoundPolicy",
+        "Salvaged",
         "Strengths",
         "SyncResult",
         "TopicShare",
@@ -430,6 +433,47 @@ def test_a_call_waits_no_longer_than_it_says(state: Path, bundle: Path) -> None:
         done.set()
         thread.join()
         assert me.recommend(1)
+
+
+def test_a_damaged_store_is_salvaged_and_a_lost_consent_is_a_no(state: Path, bundle: Path) -> None:
+    with opened(state, bundle, trust="server") as me:
+        for i in range(200):
+            me.observe(f"film:{i % 40}", "watch")
+        me.agree("nobody", consent="films-2")  # and this is what must not turn into a yes
+    assert Client.salvage(state).lost == ()
+    with opened(state) as me:
+        assert (me.trust, me.privacy().consent) == ("nobody", "films-2")
+        place = me._store._sealer.number("consent")
+        (sealed,) = me._store._db.execute("SELECT sealed FROM records WHERE id = ?", (place,)).fetchone()
+    database = state / "store.db"
+    whole = database.read_bytes()
+    assert sealed in whole
+    database.write_bytes(whole.replace(sealed, bytes(len(sealed)))[: len(whole) // 8192 * 4096])
+    with pytest.raises(StoreDamaged, match=r"Client\.salvage"):
+        opened(state)
+    saved = Client.salvage(state)
+    assert 0 < saved.n_events < 200
+    assert saved.lost
+    with opened(state, trust="server") as me:
+        assert (me.trust, me.privacy().consent) == ("nobody", "")
+        assert len(me.export()["events"]) == saved.n_events
+        assert me.recommend(3)
+        with pytest.raises(StoreLocked):
+            Client.salvage(state)
+        assert me.forget().key_destroyed
+    assert {path.name for path in state.iterdir()} <= {"store.lock", "tombstone.json"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_reason_not_to_take_part_has_words_in_every_language(language: str) -> None:
+    reasons = {*map(str, Refusal), "no_fleet", "nothing_to_do", "missing_extra", ""}
+    assert messages(language, "penchant.client").keys() == reasons
+    said = [SyncResult(release="up_to_date", version=1, round=7, reason=one).sentence(language) for one in reasons]
+    assert len(set(said)) == len(reasons)
+    assert all(one.endswith("." if language == "en" else "。") and "{" not in one for one in said)
+    assert "7" in SyncResult(release="up_to_date", version=1, round=7).sentence(language)
+    with pytest.raises(InvalidConfig, match="language"):
+        SyncResult(release="up_to_date", version=1).sentence("fr")
 
 
 def test_the_async_face_gives_what_the_other_gives(state: Path, bundle: Path) -> None:

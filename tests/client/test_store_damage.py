@@ -230,7 +230,7 @@ def test_a_torn_file_is_a_typed_error_and_salvage_keeps_what_is_on_the_whole_pag
         for path in (copied / "s").glob("store.d*"):
             path.unlink()
         database.write_bytes(good[:size])
-        with pytest.raises(StoreDamaged, match=r"Store\.salvage"):
+        with pytest.raises(StoreDamaged, match=r"Client\.salvage"):
             opened(copied)
         saved = Store.salvage(copied / "s", key=KeyFile(copied / "key"), now_ms=lambda: T0)
         with opened(copied) as store:

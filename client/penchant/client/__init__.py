@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penchant.client._conditions import Policy as RoundPolicy
     from penchant.client._keys import KeyFile, KeyringKey, PassphraseKey
     from penchant.client._retention import Retention
+    from penchant.client._salvage import Salvaged
     from penchant.client._training import Training
     from penchant.client._types import (
         Feedback,
@@ -51,6 +52,7 @@ _WHERE = {
     "Recommendation": "_types",
     "Retention": "_retention",
     "RoundPolicy": "_conditions",
+    "Salvaged": "_salvage",
     "Strengths": "_types",
     "SyncResult": "_types",
     "TopicShare": "_types",
@@ -72,6 +74,7 @@ __all__ = [  # names of what `__getattr__` loads
     "Recommendation",
     "Retention",
     "RoundPolicy",
+    "Salvaged",
     "Strengths",
     "SyncResult",
     "TopicShare",

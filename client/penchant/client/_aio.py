@@ -13,6 +13,8 @@ from penchant.client._client import Client
 from penchant.client._types import Feedback, Forgotten, Interests, Privacy, Recommendation, SyncResult, Trust
 
 if TYPE_CHECKING:
+    from penchant.client._keys import KeySource
+    from penchant.client._salvage import Salvaged
     from penchant.common.catalogue import Catalogue
     from penchant.common.interests import Policy
     from penchant.common.interests.explanations import Explanation
@@ -37,6 +39,12 @@ class AsyncClient:
         except BaseException:
             threads.shutdown(wait=False)
             raise
+
+    @classmethod
+    async def salvage(cls, folder: str | Path, *, key: KeySource | None = None) -> Salvaged:
+        return await asyncio.get_running_loop().run_in_executor(
+            None, functools.partial(Client.salvage, folder, key=key)
+        )
 
     async def observe(
         self,

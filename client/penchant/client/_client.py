@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # each is loaded by the call that needs it, so that importing
     from penchant.client._person import Person
     from penchant.client._releases import Shelf
     from penchant.client._retention import Retention
+    from penchant.client._salvage import Salvaged
     from penchant.client._store import Store
     from penchant.client._training import Training
     from penchant.common.artifacts.bundle import App
@@ -136,7 +137,7 @@ class Client:
             InvalidConfig: no bundle where one is needed, or one of another app than the folder's.
             MalformedArtifact, UntrustedArtifact: the bundle cannot be read or is not what was signed.
             StoreLocked: another process has the folder.
-            WrongKey, StoreDamaged: the store does not open; see each.
+            WrongKey, StoreDamaged: the store does not open; see each. `salvage` keeps what a damaged one still has.
         """
         from penchant.client._releases import Shelf
         from penchant.client._store import Store
@@ -173,6 +174,27 @@ class Client:
             store.close()
             raise
         return made
+
+    @classmethod
+    def salvage(cls, folder: str | Path, *, key: KeySource | None = None) -> Salvaged:
+        """Saves what can still be read of a store that `open` calls damaged; `open` then takes what was saved.
+
+        Ask the person first: what is named in `lost` is gone from the app, and the damaged file stays beside the store
+        until `forget`. Where the consent is lost, nobody has agreed to anything, until the person does again. What was
+        spent in rounds is not in the store, and stays spent.
+
+        Args:
+            folder: that no `Client` has open.
+            key: as for `open`.
+
+        Raises:
+            StoreDamaged: nothing is left to read, or to read it with.
+            StoreLocked, WrongKey, StoreNewer, StoreFull: as for `open`; nothing was lost by it.
+        """
+        from penchant.client._store import Store
+
+        # A consent that is lost may have been a no, which no start of the app undoes.
+        return Store.salvage(Path(folder), key=key, instead={"consent": _consent("nobody", "", _now_ms())})
 
     # what the person does
 
@@ -318,8 +340,7 @@ class Client:
             if (kept.get("trust"), kept.get("text")) == (trust, consent or kept.get("text")):
                 self._no = trust == "nobody"
                 return
-            record = {"trust": trust, "units": _UNITS[trust], "text": consent, "at_ms": self._now_ms()}
-            self._store.put("consent", json.dumps(record).encode())
+            self._store.put("consent", _consent(trust, consent, self._now_ms()))
             self._no = trust == "nobody"
             if self._member is not None:
                 self._member.agreed()
@@ -676,6 +697,10 @@ _LEDGER, _PLANS, _REVOKE_S = "ledger.sqlite", "plans.json", 5.0
 _LOST = "every event, preference and profile on this device"
 _LOST_PLACE = ", and its place in rounds: it must enrol anew, and the budget that was spent stays spent"
 _LOST_BUDGET = ", its place in rounds, and the knowledge of which budget was spent: the server alone still counts it"
+
+
+def _consent(trust: Trust, text: str, at_ms: int) -> bytes:
+    return json.dumps({"trust": trust, "units": _UNITS[trust], "text": text, "at_ms": at_ms}).encode()
 
 
 def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:

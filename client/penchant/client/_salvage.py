@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from penchant.client import _keys, _pages
 from penchant.client._keys import NONCE_BYTES, Envelope, KeySource
 from penchant.client._lock import FolderLock
-from penchant.client._schema import DAMAGED, DATABASE, ENVELOPE, STATE, Damage, State, fill, prepared, recount, unlocked
+from penchant.client._schema import (
+    DAMAGED,
+    DATABASE,
+    ENVELOPE,
+    STATE,
+    Damage,
+    State,
+    fill,
+    named,
+    prepared,
+    recount,
+    unlocked,
+)
 from penchant.client._seal import Sealer
 from penchant.common.errors import StoreDamaged
 
@@ -26,7 +38,7 @@ class Salvaged:
 
     Attributes:
         n_events: how many events.
-        records: names of the records.
+        records: names of the records, with those that were put instead of lost ones.
         lost: what could not be read.
     """
 
@@ -35,7 +47,13 @@ class Salvaged:
     lost: tuple[Damage, ...]
 
 
-def salvage(folder: Path, key: KeySource | None, now_ms: Callable[[], int], at: Callable[[str], None]) -> Salvaged:
+def salvage(
+    folder: Path,
+    key: KeySource | None,
+    instead: Mapping[str, bytes],
+    now_ms: Callable[[], int],
+    at: Callable[[str], None],
+) -> Salvaged:
     """As `Store.salvage`."""
     lock = FolderLock(prepared(folder))
     try:
@@ -47,7 +65,7 @@ def salvage(folder: Path, key: KeySource | None, now_ms: Callable[[], int], at: 
         at("salvage:moved")
         if not (folder / DAMAGED).exists():
             raise StoreDamaged(f"{folder / DATABASE} is gone: there is nothing to read")
-        return _salvaged(folder, Sealer(data_key), now_ms(), at)
+        return _salvaged(folder, Sealer(data_key), instead, now_ms(), at)
     finally:
         lock.release()
 
@@ -64,7 +82,9 @@ def _set_aside(folder: Path) -> None:
     _keys.sync(folder)
 
 
-def _salvaged(folder: Path, sealer: Sealer, now_ms: int, at: Callable[[str], None]) -> Salvaged:
+def _salvaged(
+    folder: Path, sealer: Sealer, instead: Mapping[str, bytes], now_ms: int, at: Callable[[str], None]
+) -> Salvaged:
     events, records, changed, state = dict[int, bytes](), dict[int, bytes](), set[int](), None
     for number, sealed in _pages.rows(folder / DAMAGED):
         if sealer.open("events", number, sealed) is not None:
@@ -90,6 +110,10 @@ def _salvaged(folder: Path, sealer: Sealer, now_ms: int, at: Callable[[str], Non
                 lost.append(Damage(f"record {name!r}", "it cannot be read"))
         if len(events) != state.n:
             lost.append(Damage("events", f"{state.n} were kept, {len(events)} can be read"))
+    for name, value in instead.items():
+        number = sealer.number(name)
+        if number not in records and (state is None or name in state.records):
+            records[number] = sealer.seal("records", number, named(name, value))
     new = recount(sealer, sorted(events.items()), records.items(), state, now_ms)
     rows = [("events", n, s) for n, s in sorted(events.items())] + [("records", n, s) for n, s in records.items()]
     at("salvage:written")

@@ -169,7 +169,7 @@ def migrated(
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if not 1 <= version <= SCHEMA_VERSION:  # the envelope would have said so
             where = envelope.path.with_name(DATABASE)
-            raise StoreDamaged(f"{where} is damaged in its first page; Store.salvage keeps what is readable")
+            raise StoreDamaged(f"{where} is damaged in its first page; Client.salvage keeps what is readable")
         if record["schema_version"] != SCHEMA_VERSION:
             record = {**record, "schema_version": SCHEMA_VERSION}
             envelope.write_both(record)
@@ -207,6 +207,11 @@ def recount(
         if name and sealer.number(name) == number:
             state.records[name] = sealed[:NONCE_BYTES].hex()
     return state
+
+
+def named(name: str, value: bytes) -> bytes:
+    """The text of a record."""
+    return len(encoded(name)).to_bytes(4, "big") + encoded(name) + value
 
 
 def name_of(text: bytes) -> str:
@@ -260,7 +265,7 @@ def typed(folder: Path) -> Iterator[None]:
             raise StoreLocked(f"another program has {where} open: close it there, or wait") from None
         if code & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise StoreError(f"{where} cannot be opened to write") from None
-        raise StoreDamaged(f"{where} is damaged ({error}); Store.salvage keeps what is readable") from None
+        raise StoreDamaged(f"{where} is damaged ({error}); Client.salvage keeps what is readable") from None
 
 
 _UNWRITTEN = tuple(f"SQLITE_IOERR_{what}" for what in ("WRITE", "FSYNC", "DIR_FSYNC", "TRUNCATE", "SHMSIZE", "SHMOPEN"))

@@ -56,6 +56,7 @@ from penchant.client._schema import (
     drop_leftover,
     fill,
     migrated,
+    named,
     prepared,
     recount,
     typed,
@@ -185,7 +186,7 @@ class Store:
         Raises:
             StoreLocked: another process has it.
             WrongKey: the key does not open it.
-            StoreDamaged: a page or file is damaged; `Store.salvage` keeps what is readable.
+            StoreDamaged: a page or file is damaged; `salvage` keeps what is readable.
             StoreNewer: a later version wrote it.
             StoreFull: no room.
             InvalidConfig: the folder cannot be used.
@@ -202,7 +203,7 @@ class Store:
             if not isinstance(source, _keys.KeyFile):  # what a rewrap left that was cut short
                 _keys.KeyFile(folder / _keys.KEY_FILE).destroy({})
             if not (folder / DATABASE).exists():
-                raise StoreDamaged(f"{folder / DATABASE} is gone: Store.salvage keeps what is readable")
+                raise StoreDamaged(f"{folder / DATABASE} is gone: Client.salvage keeps what is readable")
             sealer = Sealer(data_key)
             db = connect(folder / DATABASE, timeout_s)
             record = migrated(db, sealer, envelope, record, at)
@@ -232,7 +233,7 @@ class Store:
                 problem = b"its tables are not what was made"
             if problem != b"ok":
                 why = problem.decode("utf-8", "replace").replace("\n", " ")
-                raise StoreDamaged(f"{self.folder / DATABASE}: {why}; Store.salvage keeps what is readable")
+                raise StoreDamaged(f"{self.folder / DATABASE}: {why}; Client.salvage keeps what is readable")
             n, last = self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM events").fetchone()
         state = self._read_state()
         if state is None or last > state.last:
@@ -397,7 +398,7 @@ class Store:
         """Keeps a value under a name, in place of an older one. Meant for dozens of names."""
         if not name:
             raise InvalidConfig("a record needs a name")
-        text = len(encoded(name)).to_bytes(4, "big") + encoded(name) + value
+        text = named(name, value)
         with self._write("put"):
             number = self._sealer.number(name)
             sealed = self._sealer.seal("records", number, text)
@@ -474,6 +475,7 @@ class Store:
         folder: Path,
         *,
         key: KeySource | None = None,
+        instead: Mapping[str, bytes] | None = None,
         now_ms: Callable[[], int] = _now_ms,
         at: Callable[[str], None] = lambda point: None,
     ) -> Salvaged:
@@ -481,11 +483,14 @@ class Store:
 
         The damaged one stays beside it as `store.damaged.db`, until `forget`.
 
+        Args:
+            instead: values of records by name, each for one that is lost, or may be.
+
         Raises:
             StoreLocked, WrongKey, StoreNewer, StoreFull: as for `open`.
             StoreDamaged: nothing is left to read it with, or to read.
         """
-        return _salvage.salvage(Path(folder), key, now_ms, at)
+        return _salvage.salvage(Path(folder), key, instead or {}, now_ms, at)
 
     # the parts below
 

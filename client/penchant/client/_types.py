@@ -109,6 +109,16 @@ class SyncResult:
     round: int | None = None
     reason: str = ""
 
+    def sentence(self, language: str = "en") -> str:
+        """Whether this device took part and why not, in words for its person.
+
+        Raises:
+            InvalidConfig: no such language.
+        """
+        from penchant.common.interests.explanations import messages
+
+        return messages(language, "penchant.client")[self.reason].format(round=self.round)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Left:

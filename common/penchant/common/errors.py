@@ -122,7 +122,7 @@ class WrongKey(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """What the message names is not what was written. The rest stays readable: `Store.salvage` keeps it, if asked."""
+    """What the message names is not what was written. The rest stays readable: `Client.salvage` keeps it, if asked."""
 
 
 class StoreFull(StoreError):

@@ -206,14 +206,17 @@ def _topic(
 
 
 @functools.cache
-def messages(language: str) -> Mapping[str, str]:
+def messages(language: str, package: str = "penchant.common.interests") -> Mapping[str, str]:
     """A language's sentences by key.
+
+    Args:
+        package: beside whose modules they lie, in `messages/`.
 
     Raises:
         InvalidConfig: no such language.
     """
     if language not in LANGUAGES:
         raise InvalidConfig(f"no language {language!r}{did_you_mean(language, LANGUAGES)}")
-    file = resources.files("penchant.common.interests") / "messages" / f"{language}.json"
+    file = resources.files(package) / "messages" / f"{language}.json"
     found: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return found
