@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from penchant.client import Client
+from penchant.client import Client, SyncResult
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, PenchantError
 
@@ -48,10 +48,14 @@ ACTIONS: Mapping[str, Callable[[Client, Said], Any]] = {
     "not_this_topic": lambda me, said: me.feedback(said["item"], "not_this_topic", topic=said["topic"]),
     "allow": lambda me, said: me.allow(said["refused"]),
     "agree": lambda me, said: me.agree(said["trust"], consent=CONSENT),  # type: ignore[arg-type]  # it checks
-    "sync": lambda me, said: asdict(me.sync(deadline_s=10)),
+    "sync": lambda me, said: in_words(me.sync(deadline_s=10), said["language"]),
     "forget": lambda me, said: asdict(me.forget(everything=said["rounds"] == "too")),
 }
 """What the person can do. Each is one call, and changes the next `view`."""
+
+
+def in_words(result: SyncResult, language: str) -> dict[str, Any]:
+    return asdict(result) | {"sentence": result.sentence(language)}
 
 
 def view(me: Client, catalogue: Catalogue, language: str) -> dict[str, Any]:
@@ -140,6 +144,7 @@ FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/zh.json": ("zh.json", "application/json"),
 }
 HEADERS = {
     "Cache-Control": "no-store",
