@@ -234,7 +234,7 @@ def test_a_salvage_that_is_killed_can_be_done_again_and_reads_the_log_too(point:
     killed = child(SALVAGES, tmp_path, point)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if point != "salvage:done":
-        with pytest.raises(StoreDamaged, match=r"Store\.salvage"):
+        with pytest.raises(StoreDamaged, match=r"Client\.salvage"):
             again(tmp_path)
         assert Store.salvage(tmp_path / "s", key=KeyFile(tmp_path / "key")).lost == ()
     with again(tmp_path) as store:
