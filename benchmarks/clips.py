@@ -14,8 +14,8 @@ from penchant.common.interactions import Interactions
 from penchant.common.learners.cooccurrence import CooccurrenceConfig
 from penchant.common.learners.neural.clips import Part, part
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.sums import Clip, norm
 from penchant.common.streams import Streams
 from penchant.simulations.data.dataset import Dataset

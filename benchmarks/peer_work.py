@@ -34,9 +34,9 @@ from torch.func import functional_call
 from penchant.common import config
 from penchant.common.arrays import Int64
 from penchant.common.interactions import Interactions
-from penchant.common.learners.neural import local
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import InterestModel, ModelConfig, build, group_loss
+from penchant.common.learners.training import LocalTraining
+from penchant.common.learners.training import groups as groups_of
 from penchant.common.privacy.plan import task_digest
 from penchant.common.privacy.sampling import draw
 from penchant.common.streams import Streams
@@ -311,7 +311,7 @@ def person(
     if replay and work.unit == "user":
         own = Streams(Streams(seed).child("bench").seed("clients")).scope("local", number, 0, user, 1)
         training = config.decode(LocalTraining, LOCAL)
-        drawn = local.groups(worker.people.history(user).items, work.shape.items, training, own.word("examples"))
+        drawn = groups_of(worker.people.history(user).items, work.shape.items, training, own.word("examples"))
         groups = torch.from_numpy(drawn.astype(np.int64))
     return worker.update(weights, user, np.random.default_rng((seed, number, user)), groups)
 

@@ -17,8 +17,8 @@ from penchant.common.catalogue import Catalogue
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import Learner
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.sums import Clip
 from penchant.common.streams import Streams
 

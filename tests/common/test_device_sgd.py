@@ -25,8 +25,8 @@ from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History
 from penchant.common.learners.neural.device_sgd import DeviceSgd
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, InterestModel, ModelConfig, build, group_loss
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.noise import Noise
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.streams import Streams

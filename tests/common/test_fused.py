@@ -20,8 +20,8 @@ from penchant.common.learners.neural import fused
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
 from penchant.common.learners.neural.fused import kernels
 from penchant.common.learners.neural.fused.cohort import Cohort
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, norm
 from penchant.common.streams import Streams

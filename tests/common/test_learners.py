@@ -24,10 +24,10 @@ from penchant.common.learners.als import Als, AlsConfig
 from penchant.common.learners.contract import Learner, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig, TransitionConfig
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import MODELS, ModelConfig, reads_history
 from penchant.common.learners.neural.strengths import NeuralStrengths, NeuralStrengthsConfig
 from penchant.common.learners.strengths import Strengths, StrengthsConfig
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip

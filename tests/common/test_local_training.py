@@ -17,10 +17,12 @@ from penchant.common.arrays import Arrays, Float32, Int32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import History, Interactions
-from penchant.common.learners.neural import adapters, local
+from penchant.common.learners import training
+from penchant.common.learners.neural import adapters
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig, ServerStep
-from penchant.common.learners.neural.local import LocalTraining, Update, fitted_scores, updates
+from penchant.common.learners.neural.local import Update, fitted_scores, updates
 from penchant.common.learners.neural.models import InterestModel, ModelConfig, build, group_loss
+from penchant.common.learners.training import LocalTraining
 from penchant.common.negatives import negatives
 from penchant.common.privacy.sums import Clip, norm
 from penchant.common.streams import Streams
@@ -337,7 +339,7 @@ def test_negatives_avoid_the_persons_own_items(monkeypatch: pytest.MonkeyPatch) 
     assert (other <= 0).all()
     assert (other < 0).mean() > 0.9  # 128 draws among 22 items miss one of them for 1 seed in 18
     monkeypatch.setattr(
-        local,
+        training,
         "negatives",
         lambda own, n, shape, seed: np.random.default_rng(seed).integers(0, n, shape).astype(np.int32),
     )

@@ -21,7 +21,6 @@ from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import Learner
 from penchant.common.learners.neural import together
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import (
     MODELS,
     Dropout,
@@ -33,6 +32,7 @@ from penchant.common.learners.neural.models import (
 )
 from penchant.common.learners.neural.models.recurrence import carried
 from penchant.common.learners.neural.models.softmax import SoftmaxLoss
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.sums import Clip, norm
 from penchant.common.streams import Streams
 

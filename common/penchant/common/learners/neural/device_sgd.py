@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import History
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import InterestModel, group_loss
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy import sums
 from penchant.common.privacy.noise import KEY_BYTES, Noise
 from penchant.common.privacy.plan import DeviceNoise

@@ -37,8 +37,8 @@ from penchant.common.learners import newcomers
 from penchant.common.learners.contract import Learner, Randoms, State
 from penchant.common.learners.cooccurrence import Cooccurrence, CooccurrenceConfig
 from penchant.common.learners.neural import adapters, fused, local, start, together
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import ModelConfig, SequenceModel, all_scores, build, pad
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes
 from penchant.common.streams import Streams

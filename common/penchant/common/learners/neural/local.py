@@ -21,8 +21,6 @@ et al. 2020, https://arxiv.org/abs/1812.06127, Algorithm 2 (FedProx).
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,52 +30,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from penchant.common import draws, taste
+from penchant.common import taste
 from penchant.common.arrays import Float32, Int32, Int64
-from penchant.common.errors import InvalidConfig
 from penchant.common.interactions import Interactions
 from penchant.common.learners.neural import adapters
 from penchant.common.learners.neural.models import InterestModel, group_loss
-from penchant.common.negatives import negatives
+from penchant.common.learners.training import LocalTraining, can_train, groups, seed_of
 from penchant.common.taste import TasteConfig
 
 Weights = dict[str, Tensor]
 _EVERY_AGE = TasteConfig(decay=1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalTraining:
-    """What a device does with the weights it gets. Public.
-
-    Attributes:
-        epochs: passes over the own history.
-        batch: groups in one step; a step follows the sum of their gradients.
-        lr: step size for each group.
-        negatives: items drawn beside each positive.
-        fold_in_steps: gradient steps that fit the person's vector alone, where there is no closed form.
-        fold_in_lr: their size, against the mean over groups.
-        proximal: μ ≥ 0 of FedProx, below 1/lr, where a step would leap past the received weights.
-    """
-
-    epochs: int = 1
-    batch: int = 64
-    lr: float = 0.1
-    negatives: int = 4
-    fold_in_steps: int = 16
-    fold_in_lr: float = 5.0
-    proximal: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "negatives"):
-            if getattr(self, name) < 1:
-                raise InvalidConfig(f"{name} must be ≥ 1, not {getattr(self, name)}")
-        for name in ("lr", "fold_in_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InvalidConfig(f"{name} must be positive and finite, not {getattr(self, name)}")
-        if self.fold_in_steps < 0:
-            raise InvalidConfig(f"fold_in_steps must be ≥ 0, not {self.fold_in_steps}")
-        if not 0 <= self.proximal * self.lr < 1:  # also refuses NaN
-            raise InvalidConfig(f"proximal must be ≥ 0 and below 1/lr = {1 / self.lr:g}, not {self.proximal}")
 
 
 @dataclass(frozen=True)
@@ -136,11 +98,6 @@ def blocks(order: Sequence[int], rows: Sequence[int], limit: int) -> Iterator[li
         yield block
 
 
-def can_train(history: Int32, n_items: int) -> bool:
-    """Whether there is an item to learn from and one to draw against it."""
-    return 0 < len(np.unique(history)) < n_items
-
-
 def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[Int32], config: LocalTraining) -> Float32:
     """The user side of a model without a closed form: float32[U, n_items], each person's vector fitted, all else fixed.
 
@@ -152,7 +109,7 @@ def fitted_scores(model: InterestModel, weights: Weights, histories: Sequence[In
     for row, history in enumerate(histories):
         own = {name: weights[name] for name in model.private}
         if can_train(history, model.n_items):
-            once = torch.from_numpy(groups(history, model.n_items, replace(config, epochs=1), _seed(history)))
+            once = torch.from_numpy(groups(history, model.n_items, replace(config, epochs=1), seed_of(history)))
             once = once.long().to(where)
             fit = grad(lambda own, once=once: _mean_loss(model, {**weights, **own}, once))
             for _ in range(config.fold_in_steps):
@@ -236,22 +193,9 @@ def _train(
     return out
 
 
-def _seed(history: Int32) -> int:
-    return int.from_bytes(hashlib.sha256(history.astype("<i4").tobytes()).digest()[:8], "little")
-
-
 def closed_form(vectors: Float32, histories: Interactions) -> Float32:
     """float32[n_users, d]: the taste vectors of these histories, all their items weighing the same."""
     return taste.tastes(vectors, histories, _EVERY_AGE).astype(np.float32)
-
-
-def groups(history: Int32, n_items: int, config: LocalTraining, seed: int) -> Int32:
-    """int32[epochs · n, 1 + k]: each epoch's groups in an order of its own, the positive first."""
-    n = len(history)
-    pool, *orders = draws.children(seed, 1 + config.epochs)
-    order = np.concatenate([draws.permutation(own, n) for own in orders])
-    drawn = negatives(history, n_items, (len(order), config.negatives), pool)
-    return np.column_stack([history[order], drawn]).astype(np.int32)
 
 
 def _stack(parts: Sequence[np.ndarray[Any, Any]]) -> Tensor:

@@ -42,8 +42,9 @@ from torch.func import grad as slope_of
 from penchant.common.arrays import Float32, Int64
 from penchant.common.interactions import History
 from penchant.common.learners.neural import adapters
-from penchant.common.learners.neural.local import LocalTraining, Weights, blocks, can_train
+from penchant.common.learners.neural.local import Weights, blocks
 from penchant.common.learners.neural.models import Dropout, SequenceModel, untied
+from penchant.common.learners.training import LocalTraining, can_train
 from penchant.common.negatives import negatives
 from penchant.common.streams import Streams
 

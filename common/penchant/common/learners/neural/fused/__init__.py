@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from penchant.common.learners.neural.local import LocalTraining
 from penchant.common.learners.neural.models import InterestModel
+from penchant.common.learners.training import LocalTraining
 
 if TYPE_CHECKING:
     from penchant.common.learners.neural.fused.cohort import Cohort

@@ -25,8 +25,9 @@ from penchant.common.arrays import Arrays, Float64, Int64
 from penchant.common.interactions import Interactions
 from penchant.common.learners.neural.fused import kernels, private
 from penchant.common.learners.neural.fused.simd import WIDTH
-from penchant.common.learners.neural.local import LocalTraining, closed_form
+from penchant.common.learners.neural.local import closed_form
 from penchant.common.learners.neural.models import MF, MLP, InterestModel, NeuMF
+from penchant.common.learners.training import LocalTraining
 from penchant.common.privacy import sums
 from penchant.common.privacy.plan import DeviceNoise
 from penchant.common.privacy.sums import Clip, Shapes

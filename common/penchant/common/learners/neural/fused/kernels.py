@@ -382,7 +382,7 @@ def clip_and_add(model, weights, own, n_rows, bound, safety, grid, sums):
 
 @allocating
 def draw_groups(items, seed, epochs, group, model, slot, order, own, place):
-    """Writes `local.groups` as rows into `place`; returns how many rows the person touches, 0 with nothing to train."""
+    """Writes `training.groups` as rows into `place`; returns how many the person touches, 0 with nothing to train."""
     n, n_rows = len(items), 0
     for i in range(n):
         _, n_rows = row_of(items[i], slot, own.rows, n_rows)

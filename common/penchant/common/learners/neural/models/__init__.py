@@ -26,6 +26,7 @@ from penchant.common.learners.neural.models.neumf import NeuMF
 from penchant.common.learners.neural.models.recurrent import Recurrent
 from penchant.common.learners.neural.models.sequence import Dropout, SequenceModel, untied
 from penchant.common.learners.neural.models.transformer import Transformer
+from penchant.common.learners.training import DIM, OPTIONS, Option
 
 __all__ = [
     "MF",
@@ -49,7 +50,6 @@ __all__ = [
     "untied",
 ]
 
-Option = int | float
 _STREAM = threading.Lock()
 
 
@@ -66,19 +66,14 @@ class Recipe:
     options: Mapping[str, Option]
 
 
-_DIM = 32  # where a recipe names none
-_RECURRENT: Mapping[str, Option] = {"hidden": 64, "layers": 1, "dropout": 0.2, "max_length": 50}
-
 MODELS: dict[str, Recipe] = {
-    "mf": Recipe(MF, {}),
-    "mlp": Recipe(MLP, {"hidden": 32}),
-    "neumf": Recipe(NeuMF, {"hidden": 32}),
-    "gru": Recipe(partial(Recurrent, kind="gru"), _RECURRENT),
-    "lstm": Recipe(partial(Recurrent, kind="lstm"), _RECURRENT),
-    "cnn-lstm": Recipe(ConvLstm, _RECURRENT),
-    "transformer": Recipe(
-        Transformer, {"dim": 64, "hidden": 128, "layers": 2, "heads": 2, "dropout": 0.3, "max_length": 200}
-    ),
+    "mf": Recipe(MF, OPTIONS["mf"]),
+    "mlp": Recipe(MLP, OPTIONS["mlp"]),
+    "neumf": Recipe(NeuMF, OPTIONS["neumf"]),
+    "gru": Recipe(partial(Recurrent, kind="gru"), OPTIONS["gru"]),
+    "lstm": Recipe(partial(Recurrent, kind="lstm"), OPTIONS["lstm"]),
+    "cnn-lstm": Recipe(ConvLstm, OPTIONS["cnn-lstm"]),
+    "transformer": Recipe(Transformer, OPTIONS["transformer"]),
 }
 
 
@@ -144,7 +139,7 @@ class ModelConfig:
         >>> ModelConfig(name="neumf", dim=8).options
         {'dim': 8, 'hidden': 32}
         """
-        defaults = {"dim": _DIM, **MODELS[self.name].options}
+        defaults = {"dim": DIM, **MODELS[self.name].options}
         chosen = {name: getattr(self, name) for name in defaults}
         return {name: defaults[name] if value is None else value for name, value in chosen.items()}
 
