@@ -101,14 +101,19 @@ class Operator:
         )
         return Offer(certificate.signed(self.root), pointer.signed(self.release), signed)
 
-    def bundle(self, path: Path, *, version: int = 1, seed: int = 0, d: int = 8) -> Path:
-        model = self.model(seed, d=d)
-        Bundle.write(path, self.app, self.root, self.offer(version, model), catalogue=self.catalogue, model=model)
+    def bundle(
+        self, path: Path, *, version: int = 1, seed: int = 0, d: int = 8, model: bytes | None = None, **changes: Any
+    ) -> Path:
+        model = self.model(seed, d=d) if model is None else model
+        offer = self.offer(version, model, **changes)
+        Bundle.write(path, self.app, self.root, offer, catalogue=self.catalogue, model=model)
         return path
 
-    def publish(self, folder: Path, version: int, *, seed: int, **changes: Any) -> Offer:
+    def publish(
+        self, folder: Path, version: int, *, seed: int = 0, model: bytes | None = None, **changes: Any
+    ) -> Offer:
         """A folder that devices can be pointed to, with this version as what its channel has."""
-        model = self.model(seed)
+        model = self.model(seed) if model is None else model
         offer = self.offer(version, model, **changes)
         for data in (model, catalogue_bytes(self.catalogue)):
             (folder / "blobs").mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ import string
 import numpy as np
 import pytest
 
-from penchant.common.arrays import Float32
+from penchant.common.arrays import Float32, Int64
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
+from penchant.common.inference.scorer import Scorer
 from penchant.common.interactions import History
 from penchant.common.interests import InterestConfig, InterestProfile, Recommendation
 from penchant.common.interests import distribution as distributions
@@ -206,3 +207,65 @@ def test_what_is_no_language_or_intensity_is_refused() -> None:
         REST.sentence("fr")
     with pytest.raises(InvalidConfig, match="intensity"):
         explain(Recommendation("i1", 1, 0.0), after([]), intensity=1.5)
+
+
+# ------------------------------------------------------------------------------------------------------ networks
+
+
+class Network(Scorer):
+    """Scores item 1 by 3 once, if item 9 was read, by 2 if 5 was, by −1 for each 12; all others by their place."""
+
+    n_items = N_ITEMS
+    vectors = VECTORS
+
+    def scores(self, history: Int64) -> Float32:
+        out = -np.arange(N_ITEMS, dtype=np.float32)
+        out[1] = 3 * (9 in history) + 2 * (5 in history) - np.count_nonzero(history == 12)
+        return out
+
+    def score(self, history: Int64, item: int) -> float:
+        return float(self.scores(history)[item])
+
+    def _begin(self) -> Float32:
+        return np.arange(N_ITEMS, dtype=np.float32)
+
+
+def by_network(items: list[int], catalogue: Catalogue = CATALOGUE, *, deadline_s: float = 1.0) -> Explanation:
+    network = Network()
+    profile = InterestProfile(network.side, catalogue, network=network)
+    for item in items:
+        profile.update(item)
+    clock = iter(range(100)).__next__  # one second for each look
+    return explain(Recommendation("i1", 1, profile.score(1)), profile, deadline_s=deadline_s, clock=clock)
+
+
+def test_a_networks_reasons_are_what_the_score_would_lose_without_each() -> None:
+    one = by_network(ITEMS, deadline_s=100)
+    assert one.basis == "without"
+    assert one.score == 3
+    assert [(reason.item, reason.part, reason.share) for reason in one.reasons] == [("i9", 3, 0.6), ("i5", 2, 0.4)]
+    assert one.total == one.score
+    assert one.sentence().startswith("It would score lower if you had not chosen Film 9, or not Film 5.")
+    assert "%" not in one.sentence()  # a difference is no share of a whole
+
+
+def test_a_network_is_asked_of_the_newest_first_and_no_longer_than_it_may() -> None:
+    assert [reason.item for reason in by_network(ITEMS, deadline_s=1).reasons] == ["i9"]
+    assert [reason.item for reason in by_network([9, 3], deadline_s=0).reasons] == []  # one is looked at in any case
+    assert [reason.item for reason in by_network([3, 9], deadline_s=0).reasons] == ["i9"]
+    assert [reason.item for reason in by_network([9, *range(13, 38), *range(13, 38)], deadline_s=90).reasons] == ["i9"]
+
+
+def test_a_network_names_nothing_sensitive_or_refused_and_no_reason_that_is_none() -> None:
+    sensitive = dataclasses.replace(CATALOGUE, sensitive=frozenset({CATALOGUE.topics[9][0]}))
+    assert "i9" not in {reason.item for reason in by_network(ITEMS, sensitive, deadline_s=100).reasons}
+    for items in ([12, 12], [3]):
+        one = by_network(items, deadline_s=100)
+        assert one.reasons == ()
+        assert one.sentence().startswith(messages("en")["without-other"])
+
+
+def test_before_a_history_a_network_says_that_it_knows_nothing() -> None:
+    one = by_network([])
+    assert (one.basis, one.score, one.reasons) == ("start", 1.0, ())
+    assert one.sentence().startswith(messages("en")["because-start"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 
 from penchant.common import cli
 from penchant.common.artifacts.bundle import Bundle
-from penchant.common.errors import InvalidConfig
+from penchant.common.errors import InvalidConfig, MalformedArtifact
+from penchant.common.interactions import Interactions
 from penchant.simulations.bundle import Keys, make_bundle
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.settings import SimulationConfig
 from penchant.simulations.simulate import learner_of, load_data, simulate
+from tests.test_without_extras import BLOCK
 
 DATA = "synthetic:users=40,items=30,interactions=8,topics=4,seed=0"
 
@@ -83,8 +87,46 @@ def test_the_command_makes_one_and_says_what_is_in_it(
     assert cli.main([*argv, "--row", "popularity"]) == 2
 
 
-def test_a_model_that_only_pytorch_scores_is_refused(tmp_path: Path) -> None:
+WITHOUT_TORCH = (
+    BLOCK
+    + """
+import json
+
+from penchant.client import Client
+
+with Client.open(sys.argv[1], bundle=sys.argv[2]) as me:
+    for item in sys.argv[3:]:
+        me.observe(item, "watch")
+    print(json.dumps([one.item for one in me.recommend(10)]))
+assert not {"torch", "scipy"} & set(sys.modules)
+"""
+)
+
+
+@pytest.mark.parametrize("model", ["gru", "transformer", "cnn-lstm", "neumf"])
+def test_a_network_that_rounds_trained_recommends_without_pytorch_what_pytorch_would(
+    model: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    simulate(SimulationConfig(data=DATA, model=model, epsilon=8.0, delta=1e-5, rounds=3), folder)
+    made = make_bundle(folder, "fedavg", tmp_path / "a.bundle", Keys.kept(tmp_path / "keys"), app_id="films")
+    assert made.release.side is None
+    state, manifest = folder.read_model("fedavg")
+    own = [3, 14, 15, 9, 26, 5]
+    learner = learner_of(manifest, made.catalogue)
+    (scores,) = learner.scores(state, Interactions.of([own], len(made.catalogue)))
+    scores[own] = -np.inf
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "state"), str(tmp_path / "a.bundle")]
+    command += [made.catalogue.ids[item] for item in own]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == [made.catalogue.ids[item] for item in np.argsort(-scores, kind="stable")[:10]]
+
+
+def test_a_model_that_no_device_could_score_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     simulate(SimulationConfig(data=DATA, model="gru", unit="none", rounds=1), folder)
-    with pytest.raises(InvalidConfig, match="no item vectors"):
+    state, manifest = folder.read_model("fedavg")
+    folder.write_model("fedavg", {**state, "out.bias": state["out.bias"][:-1]}, manifest)
+    with pytest.raises(MalformedArtifact, match=r"'out\.bias' of gru"):
         make_bundle(folder, "fedavg", tmp_path / "a.bundle", Keys.kept(tmp_path / "keys"), app_id="films")
+    assert not (tmp_path / "a.bundle").exists()

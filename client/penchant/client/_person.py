@@ -1,7 +1,8 @@
 """One person on their own device: events in, lists, shares and reasons out. No file, no network, no key.
 
 What is kept of a person is their events and what they said of topics and items. The profile over a release's item
-vectors follows from these, and is made anew when the release changes or events are dropped.
+vectors follows from these, and is made anew when the release changes or events are dropped. Where the release is a
+network, its scores of the same events order the lists, and the profile says the rest.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Person:
     """Not for several threads at once.
 
     Args:
-        installed: the release in use; one with a side, or `ranked` is what lists come from.
-        preferences: topics that the person refused.
+        installed: the release in use.
+        refused: topics that the person refused.
         hidden: items that the person refused.
     """
 
@@ -45,12 +46,10 @@ class Person:
         refused: Iterable[str] = (),
         hidden: Iterable[str] = (),
     ) -> None:
-        if installed.release.side is None:
-            raise InvalidConfig(f"releases of {installed.manifest.learner} have no item vectors to score with")
-        self.catalogue, self.side = installed.catalogue, installed.release.side
+        self.catalogue, self.side, self.network = installed.catalogue, installed.side, installed.network
         self._strengths, self._table = strengths, {**strength.EVENTS, **strengths.events}
         self.refused, self.hidden = set(refused), set(hidden)
-        self.profile = InterestProfile(self.side, self.catalogue, config)
+        self.profile = InterestProfile(self.side, self.catalogue, config, network=self.network)
         self.n_events = 0
         self._worked: Distribution | None = None
         self.say()
@@ -121,7 +120,7 @@ class Person:
             InvalidConfig: no such item in the catalogue.
         """
         place = self.place(item)
-        score = float(self.profile.attribution(place, context=context).total)
+        score = self.profile.score(place, context=context)
         known = self._topics is not None and self.n_events > 0  # else the shares are everybody's
         return explain(
             Ranked(item, place, score),
@@ -213,7 +212,9 @@ def restored(person: Person, data: bytes, release: str, store: tuple[int, int]) 
         n, last = record["store"]
         if record["release"] != release or store[0] - n != store[1] - last:  # or events were dropped since
             return 0
-        made = InterestProfile.from_arrays(person.side, person.catalogue, person.profile.config, load(data))
+        made = InterestProfile.from_arrays(
+            person.side, person.catalogue, person.profile.config, load(data), network=person.network
+        )
     except (SafetensorError, ValueError, KeyError, TypeError, MalformedData, InvalidConfig):
         return 0  # of another version: the events say it all
     person.profile, person.n_events = made, int(record["n_events"])

@@ -6,8 +6,9 @@
 
 A release is written beside, synced and renamed, and only then named in `current`, itself by a rename; a device that
 stops in between goes on with what it had. Reading checks every signature and hash anew, and falls back from a release
-that is damaged to the one before it, and at last to the app's bundle. The compact catalogue alone is signed by nobody:
-it is read where it is whole and of the catalogue.json beside it, and made again where it isn't.
+that is damaged, or that cannot be scored with, to the one before it, and at last to the app's bundle. The compact
+catalogue alone is signed by nobody: it is read where it is whole and of the catalogue.json beside it, and made again
+where it isn't.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penchant.common.artifacts.bundle import App, Bundle, compact_bytes, read_catalogue, read_compact, write_whole
 from penchant.common.artifacts.manifest import Manifest, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import MalformedArtifact, PenchantError, StoreFull
+from penchant.common.taste import ItemSide
+
+if TYPE_CHECKING:
+    from penchant.common.inference.scorer import Scorer
 
 KEPT = 2
 """Releases on a device: the one in use and the one before it."""
@@ -35,14 +41,30 @@ class Installed:
     """A release that was checked and can be used.
 
     Attributes:
+        side: what it scores with: the release's own, or its network's.
+        network: what orders lists where the release has no side of its own.
         damaged: how many newer ones could not be read.
     """
 
     manifest: Manifest
     catalogue: Catalogue
-    release: Release
+    side: ItemSide
+    network: Scorer | None
     name: str
     damaged: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest, catalogue: Catalogue, release: Release, name: str, damaged: int = 0) -> Installed:
+        """
+        Raises:
+            MalformedArtifact: a release that cannot be scored with here.
+        """
+        if release.side is not None:
+            return cls(manifest, catalogue, release.side, None, name, damaged)
+        from penchant.common.inference.scorer import scorer  # only some releases need it
+
+        network = scorer(manifest.learner, manifest.settings, release.state, len(catalogue))
+        return cls(manifest, catalogue, network.side, network, name, damaged)
 
 
 class Shelf:
@@ -72,7 +94,7 @@ class Shelf:
             except PenchantError:
                 damaged += 1
         bundle = self._bundle()
-        return Installed(bundle.manifest, bundle.catalogue, bundle.release, bundle.offer.manifest.sha256, damaged)
+        return Installed.of(bundle.manifest, bundle.catalogue, bundle.release, bundle.offer.manifest.sha256, damaged)
 
     def put(self, offer: Offer, manifest: Manifest, catalogue: bytes, model: bytes) -> Installed:
         """Takes a release in, checked once more, and makes it the one in use.
@@ -85,8 +107,7 @@ class Shelf:
             StoreFull: the disk is. What was here stays in use.
         """
         found = read_catalogue(manifest, catalogue)
-        if Release.from_bytes(manifest.model.check(model), len(found)).side is None:
-            raise MalformedArtifact(f"this release of {manifest.learner} has no item vectors to score with here")
+        Installed.of(manifest, found, Release.from_bytes(manifest.model.check(model), len(found)), "")
         try:
             self._write(offer, catalogue, model)
         except OSError as error:
@@ -144,7 +165,7 @@ class Shelf:
             model = manifest.model.check((place / "model.safetensors").read_bytes())
         except OSError as error:
             raise MalformedArtifact(f"release {name[:16]}: {error.strerror}") from None
-        return Installed(manifest, catalogue, Release.from_bytes(model, len(catalogue)), name, damaged)
+        return Installed.of(manifest, catalogue, Release.from_bytes(model, len(catalogue)), name, damaged)
 
 
 def _catalogue(place: Path, manifest: Manifest) -> Catalogue:

@@ -17,6 +17,7 @@ from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer
 from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import Certificate, SigningKey
 from penchant.common.errors import InvalidConfig
+from penchant.common.inference.scorer import scorer
 from penchant.common.privacy.plan import PrivacyPlan
 from penchant.simulations.runs import RunFolder
 from penchant.simulations.simulate import learner_of, load_data
@@ -61,8 +62,9 @@ def make_bundle(
         now_ms: UTC milliseconds; the clock's if None.
 
     Raises:
-        InvalidConfig: no such model, one that PyTorch must score, or one whose noise was scaled for more people.
-        MalformedArtifact, UntrustedArtifact: what lies at `out` is no bundle, or one under another root key.
+        InvalidConfig: no such model, or one whose noise was scaled for more people.
+        MalformedArtifact: no device can score with it, or what lies at `out` is no bundle.
+        UntrustedArtifact: what lies at `out` is under another root key.
     """
     state, found = run.read_model(row)
     if "as_if" in found:
@@ -70,7 +72,7 @@ def make_bundle(
     catalogue = load_data(run.read_config()).catalogue
     side = learner_of(found, catalogue).item_side(state)
     if side is None:
-        raise InvalidConfig(f"{row} has no item vectors to score with; take a row of co-occurrence, als or mf")
+        scorer(found["learner"], found["settings"], state, len(catalogue))  # as a device will, or it is no bundle
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     plan, before = PrivacyPlan.from_json(found["plan"]), _before(out, app_id, keys)
     model, listed = Release(state, side).to_bytes(), catalogue_bytes(catalogue)

@@ -5,29 +5,43 @@
 
 The parts are those of `InterestProfile.attribution`, so an explanation is not a story told afterwards: it is the sum
 that ranked the item. Interactions with one item count together. An item with a topic that the catalogue marks as
-sensitive, or that the person refused, is never named as a reason; its part is in the rest of the past. Words are data:
-`messages/` holds one file for each language with the same keys and placeholders, and nothing is put together in code
-but whole sentences.
+sensitive, or that the person refused, is never named as a reason; its part is in the rest of the past.
+
+The score of a network (`inference/`) is no sum over the past. There an item's part is a difference: the score, minus
+what it would be had the person not chosen that item. Such parts need not sum to anything, and are worded so:
+
+    part(j) = score(history) − score(history without j),    of the latest items, newest first, while there is time
+
+Words are data: `messages/` holds one file for each language with the same keys and placeholders, and nothing is put
+together in code but whole sentences.
 
 What an explanation shows stays on the device; whoever sees the screen sees it.
 
-Source: Hu, Koren and Volinsky 2008, "Collaborative filtering for implicit feedback datasets", section 5.
+Source: Hu, Koren and Volinsky 2008, "Collaborative filtering for implicit feedback datasets", section 5;
+Li, Monroe and Jurafsky 2016, "Understanding neural networks through representation erasure",
+https://arxiv.org/abs/1612.08220.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from penchant.common.arrays import Int64
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interests.distribution import Distribution, Preferences, Topics
 from penchant.common.interests.profile import InterestProfile, Recommendation
+
+if TYPE_CHECKING:
+    from penchant.common.inference.scorer import Scorer
 
 LANGUAGES = ("en", "zh")
 MOST = 3
@@ -35,6 +49,9 @@ MOST = 3
 
 STRONG, SOME = 2 / 3, 1 / 3
 """Intensities from these on are called strong, or some interest."""
+
+MOST_LEFT_OUT = 50
+"""Of how many of the latest items a network is asked what it would score without each."""
 
 SURE = 0.25
 """Below this share of its first uncertainty removed, an item is called uncertain."""
@@ -46,7 +63,7 @@ class Reason:
 
     Attributes:
         item, title: what the person chose.
-        part: of the score, > 0.
+        part: of the score, > 0; with basis "without", what the score would be lower by.
         share: of the positive parts, in (0, 1].
     """
 
@@ -62,7 +79,10 @@ class Explanation:
 
     Attributes:
         item, title: what is explained.
-        score: the linear score, before any policy.
+        score: before any policy; the linear one, or a network's.
+        basis: "sum": the parts are terms of the score. "without": reasons are what the score would be lower by without
+            each, one at a time, and `rest` is all that is left. "start": of a network that has no history to read; all
+            is `rest`.
         reasons: at most three, the largest first.
         rest: what all other past interactions gave together, those that took away included.
         transition: what followed from what was chosen last.
@@ -92,6 +112,7 @@ class Explanation:
     uncertainty: float
     known: float
     explored: bool
+    basis: Literal["sum", "without", "start"] = "sum"
 
     @property
     def total(self) -> float:
@@ -120,6 +141,8 @@ class Explanation:
 
     def _because(self) -> str:
         """The key of what carried the score: the largest of the past and each other term."""
+        if self.basis != "sum":
+            return "because-start" if self.basis == "start" else f"without-{len(self.reasons) or 'other'}"
         past = sum(reason.part for reason in self.reasons) + self.rest
         terms = {"transition": self.transition, "prior": self.prior, "popularity": self.popularity}
         terms |= {"context": self.context, "past": past}
@@ -146,6 +169,8 @@ def explain(
     preferences: Preferences | None = None,
     intensity: float | None = None,
     context: Mapping[str, str] | None = None,
+    deadline_s: float = 0.2,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Explanation:
     """Why a profile recommends an item now.
 
@@ -153,18 +178,26 @@ def explain(
         context: the categories of the moment that the list was made with.
         topics, distribution: what items are about and what share each topic has; None of either names no topic.
         intensity: expected strength of interest in this item, in [0, 1], where it was worked out.
+        deadline_s: after which a network is asked no further what it would score without an item; by `clock`.
     """
     if intensity is not None and not 0 <= intensity <= 1:
         raise InvalidConfig(f"intensity must be in [0, 1], not {intensity}")
     catalogue, item = profile.catalogue, recommendation.position
     preferences = preferences or Preferences()
-    parts = profile.attribution(item, context=context)
-    transition, moment = float(parts.transition.sum()), float(sum(parts.context.values()))
+    basis: Literal["sum", "without", "start"] = "sum"
     past: dict[int, float] = {}
-    for own, part in zip(profile.items, parts.past.tolist(), strict=True):
-        past[own] = past.get(own, 0.0) + part
+    transition = prior = popularity = moment = 0.0
+    if profile.network is None:
+        parts = profile.attribution(item, context=context)
+        for own, part in zip(profile.items, parts.past.tolist(), strict=True):
+            past[own] = past.get(own, 0.0) + part
+        transition, moment = float(parts.transition.sum()), float(sum(parts.context.values()))
+        prior, popularity, all_past = parts.prior, parts.popularity, float(parts.past.sum())
+    else:
+        basis, all_past = "without" if len(profile.read) else "start", recommendation.score
+        past = without(profile.network, profile.read, item, until=clock() + deadline_s, clock=clock)
     unnamed = catalogue.is_sensitive | preferences.hidden(catalogue, topics)
-    positive = sum(max(part, 0.0) for part in (*past.values(), transition, parts.prior, parts.popularity, moment))
+    positive = sum(max(part, 0.0) for part in (*past.values(), transition, prior, popularity, moment))
     named = sorted((own for own, part in past.items() if part > 0 and not unnamed[own]), key=lambda own: -past[own])
     reasons = tuple(
         Reason(catalogue.ids[own], catalogue.titles[own], past[own], past[own] / positive) for own in named[:MOST]
@@ -172,24 +205,44 @@ def explain(
     topic, share = _topic(item, topics, distribution, catalogue.sensitive | preferences.refused)
     f = profile.side.vectors[item].astype(np.float64)
     variance = float(f @ np.linalg.solve(profile.taste().precision, f))
+    believed = profile.standing(context).posterior  # of a network: in units of its scores
     before = float(f @ np.linalg.solve(profile.base, f))
     return Explanation(
         item=catalogue.ids[item],
         title=catalogue.titles[item],
         score=recommendation.score,
         reasons=reasons,
-        rest=float(parts.past.sum()) - sum(reason.part for reason in reasons),
+        rest=all_past - sum(reason.part for reason in reasons),
         transition=transition,
-        prior=parts.prior,
-        popularity=parts.popularity,
+        prior=prior,
+        popularity=popularity,
         context=moment,
         topic=topic,
         topic_share=share,
         intensity=intensity,
-        uncertainty=variance**0.5,
+        uncertainty=float(believed.variance(profile.side.vectors[item][None])[0]) ** 0.5,
         known=min(max(1 - variance / before, 0.0), 1.0) if before > 0 else 0.0,
         explored=recommendation.explored,
+        basis=basis,
     )
+
+
+def without(
+    network: Scorer, history: Int64, item: int, *, until: float, clock: Callable[[], float]
+) -> dict[int, float]:
+    """By own item, the newest first: how much lower this item would score had the person not chosen that one.
+
+    Args:
+        history: int64[n], what the network reads.
+        until: when by `clock` to stop; one item is looked at in any case.
+    """
+    out: dict[int, float] = {}
+    score = network.of_one(history, item)
+    for own in dict.fromkeys(history[::-1].tolist()):
+        if len(out) == MOST_LEFT_OUT or (out and clock() >= until):
+            break
+        out[own] = score - network.of_one(history[history != own], item)
+    return out
 
 
 def _topic(

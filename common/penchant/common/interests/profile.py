@@ -10,6 +10,10 @@ when a drift makes the long-term memory forget faster, and what a moment's categ
 costs d² and, where it is compared with what was expected, a reading: two systems of size d, which the next list then
 need not solve. A list costs one product with F. Nothing is uploaded, and nothing here reads a clock or a network.
 
+Where a release is a network (`inference/`), F is its item table and lists are in the order of the network's own scores
+of the history; the linear model says all else. Policies that explore find it as uncertain beside the network's scores
+as it is beside its own: its taste, times the ratio of the two standard deviations over the catalogue.
+
 Source: `taste.py`, with forgetting as in recursive least squares (Haykin 2014, Adaptive Filter Theory, chapter 10).
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +34,9 @@ from penchant.common.interactions import History
 from penchant.common.interests.dynamics import Contexts, Drift, Dynamics, PageHinkley, Share, checked, loss, sample
 from penchant.common.interests.exploration import Greedy, Policy, Standing
 from penchant.common.taste import Attribution, ItemSide, Posterior
+
+if TYPE_CHECKING:
+    from penchant.common.inference.scorer import Scorer
 
 SCHEMA_VERSION = 1
 """Of `InterestProfile.to_arrays`."""
@@ -109,6 +117,7 @@ class InterestProfile:
         side: what was released.
         catalogue: of the release.
         prior: m₀, float64[d], such as `taste.declared` gives for topics that a person named; zero if None.
+        network: what lists are ordered by instead of the linear score; `side` is then its own.
 
     Attributes:
         items, strengths, weights: of each event so far, oldest first.
@@ -122,10 +131,12 @@ class InterestProfile:
         config: InterestConfig | None = None,
         *,
         prior: Float64 | None = None,
+        network: Scorer | None = None,
     ) -> None:
         if len(side.vectors) != len(catalogue):
             raise InvalidConfig(f"the release has {len(side.vectors)} items, the catalogue {len(catalogue)}")
         self.side, self.catalogue, self.config = side, catalogue, config or InterestConfig()
+        self.network = network
         settings, d = side.config, side.vectors.shape[1]
         self.base: Float64 = settings.unseen * side.gram + settings.ridge * np.eye(d)
         self.prior: Float64 = np.zeros(d) if prior is None else np.asarray(prior, np.float64)
@@ -280,16 +291,32 @@ class InterestProfile:
         Args:
             context: categories of the moment; those never met change nothing.
         """
-        now = dict(context or {})
+        now = {} if self.network else dict(context or {})  # a network reads no moment
         if self._standing is None or self._standing[0] != now:
             side, taste, rest = self.side, self.taste(), self._rest(slice(None))
             scores: Float32 = (side.vectors @ taste.mean.astype(np.float32) + rest).astype(np.float32)
             if (moved := self._moved(now)) is not None:
                 shift: Float32 = side.vectors @ moved.astype(np.float32)
                 rest, scores = rest + shift, scores + shift
+            if self.network is not None:
+                taste, scores, rest = self._by_network(self.network, taste, scores)
             scores[self._hidden | self._refused] = -np.inf
             self._standing = now, Standing(side.vectors, taste, scores, rest)
         return self._standing[1]
+
+    @property
+    def read(self) -> Int64:
+        """int64[n], what a network reads: items of the events that said any interest, oldest first."""
+        return np.array(self.items, np.int64)[np.array(self.strengths) > 0]
+
+    def _by_network(self, network: Scorer, taste: Posterior, linear: Float32) -> tuple[Posterior, Float32, Float32]:
+        scores = network.of(self.read)
+        spread = float(linear.std())
+        ratio = float(scores.std()) / spread if spread > 0 else 1.0
+        ratio = ratio or 1.0  # all scores alike: the list is the linear model's to explore
+        taste = Posterior(ratio * taste.mean, taste.precision / ratio**2)
+        rest: Float32 = (scores - self.side.vectors @ taste.mean.astype(np.float32)).astype(np.float32)
+        return taste, scores, rest
 
     def hide(self, items: Bool) -> None:
         """Keeps these items out of every list from now on, such as `Preferences.hidden`: "not this topic".
@@ -329,8 +356,14 @@ class InterestProfile:
             Recommendation(self.catalogue.ids[i], i, float(standing.scores[i]), i not in best) for i in map(int, chosen)
         ]
 
+    def score(self, item: int, *, context: Mapping[str, str] | None = None) -> float:
+        """One item's score now, also where it is hidden."""
+        if self.network is not None:
+            return self.network.of_one(self.read, item)
+        return float(self.attribution(item, context=context).total)
+
     def attribution(self, item: int, *, context: Mapping[str, str] | None = None) -> Attribution:
-        """Where one item's score comes from, event by event; the parts sum to the score, to float32 rounding."""
+        """Where one item's linear score comes from, event by event; the parts sum to it, to float32 rounding."""
         side, f = self.side, self.side.vectors[item].astype(np.float64)
         own = side.vectors[self.items].astype(np.float64)
         past, prior = np.zeros(len(self.items)), 0.0
@@ -383,7 +416,13 @@ class InterestProfile:
 
     @classmethod
     def from_arrays(
-        cls, side: ItemSide, catalogue: Catalogue, config: InterestConfig | None, arrays: Arrays
+        cls,
+        side: ItemSide,
+        catalogue: Catalogue,
+        config: InterestConfig | None,
+        arrays: Arrays,
+        *,
+        network: Scorer | None = None,
     ) -> InterestProfile:
         """The profile that gave these arrays: all that follows is the same to the last bit.
 
@@ -391,7 +430,7 @@ class InterestProfile:
             MalformedData: arrays that `to_arrays` of this version did not give.
             InvalidConfig: a profile over another release or catalogue; make it anew from the history.
         """
-        made = cls(side, catalogue, config)
+        made = cls(side, catalogue, config, network=network)
         empty = made.to_arrays()
         version = arrays.get("schema_version")
         if version is None or version.tolist() != [SCHEMA_VERSION]:
