@@ -21,6 +21,8 @@ import numpy as np
 
 from penchant.client import Client
 from penchant.client._training import Trainer, Training
+from penchant.common import config
+from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.sealing import RoundKey, RoundOpener, seal
 from penchant.common.artifacts.signing import SigningKey
 from penchant.common.catalogue import Catalogue
@@ -94,6 +96,30 @@ def size(folder: Path, n: int, events: int) -> None:
         f"{n:>9,} {1000 * listed:>14.0f} {rss:>8.0f} {p50:>11.2f} {p99:>6.2f} {observed[0]:>12.2f} {observed[1]:>6.2f} "
         f"{per_1000:>14.0f}"
     )
+
+
+def network(folder: Path, name: str, n: int, events: int) -> None:
+    """A release that is a network, with weights as they start, and a person with more history than it reads."""
+    from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
+    from penchant.common.learners.neural.models import ModelConfig
+
+    items = catalogue(n)
+    learner = FedAvg(items, FedAvgConfig(model=ModelConfig(name=name)))
+    model, settings = Release(learner.init(Streams(0)), None).to_bytes(), config.encode(learner.config)
+    operator = Operator(catalogue=items)
+    bundle = operator.bundle(folder / f"{name}.bundle", model=model, learner="fedavg", settings=settings)
+    with Client.open(folder / name, bundle=bundle) as me:
+        for i in range(events):
+            me.observe(f"film:{i}", "watch")
+        ranked, first, others = [], [], []
+        for i in range(200):
+            me.observe(f"film:{events + i}", "watch")
+            ranked.append(milliseconds(lambda _: me.recommend(10), 1)[0])
+            if i % 10 == 0:
+                first.append(milliseconds(lambda _: me.explain(f"film:{n - 1}"), 1)[0])
+                others.append(milliseconds(lambda k: me.explain(f"film:{n - 2 - k}"), 9)[0])
+    p50, p99 = np.percentile(ranked, [50, 99])
+    print(f"{name:20} {p50:8.2f} {p99:8.2f} {np.median(first):12.1f} {np.median(others):8.1f}")
 
 
 def history() -> History:
@@ -172,6 +198,11 @@ def calls(sizes: str, events: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for n in map(int, sizes.split(",")):
             size(Path(folder), n, events)
+        print(
+            "\nlist of a release that is a network, 4,000 items, p50 and p99 ms; p50 of a first explanation, and of others"
+        )
+        for name in ("gru", "lstm", "cnn-lstm", "transformer", "mlp", "neumf"):
+            network(Path(folder), name, 4000, 300)
     print()
 
 

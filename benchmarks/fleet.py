@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from penchant.client._enrolment import enrol
 from penchant.client._conditions import Conditions, Policy
+from penchant.client._enrolment import enrol
 from penchant.client._outcomes import Outcome, Report
 from penchant.client._participation import Pace, Participation, fleet
 from penchant.client._transport import new_node_key

@@ -218,16 +218,18 @@ class Network(Scorer):
     n_items = N_ITEMS
     vectors = VECTORS
 
-    def scores(self, history: Int64) -> Float32:
+    nobody = np.arange(N_ITEMS, dtype=np.float32)
+
+    def person(self, history: Int64) -> Float32:
         out = -np.arange(N_ITEMS, dtype=np.float32)
         out[1] = 3 * (9 in history) + 2 * (5 in history) - np.count_nonzero(history == 12)
         return out
 
-    def score(self, history: Int64, item: int) -> float:
-        return float(self.scores(history)[item])
+    def scores_of(self, person: Float32) -> Float32:
+        return person
 
-    def _begin(self) -> Float32:
-        return np.arange(N_ITEMS, dtype=np.float32)
+    def score_of(self, person: Float32, item: int) -> float:
+        return float(person[item])
 
 
 def by_network(items: list[int], catalogue: Catalogue = CATALOGUE, *, deadline_s: float = 1.0) -> Explanation:

@@ -80,7 +80,7 @@ class TestScores:
         assert same(found[:, SHOWN], wanted[:, SHOWN])
         assert len(np.unique(wanted[1:4], axis=0)) == 3  # else a reader that reads nothing would pass
         for row, history in zip(found, HISTORIES, strict=True):
-            assert by.score(np.array(history, np.int64), 17) == pytest.approx(row[17], rel=1e-5, abs=1e-6)
+            assert by.score_of(by.person(np.array(history, np.int64)), 17) == pytest.approx(row[17], rel=1e-5, abs=1e-6)
 
     def test_have_the_adapters_worked_in(self, name: str, seed: int) -> None:
         wanted, by = of(name, seed, adapter=3)
@@ -180,7 +180,7 @@ def test_a_learner_that_no_scorer_knows_is_named_with_what_to_do() -> None:
 def test_before_a_history_a_reader_ranks_by_what_comes_after_anything(name: str) -> None:
     _, by = of(name)
     each = [by.scores(np.array([item])) for item in range(N_ITEMS)]
-    assert np.allclose(by.start, np.mean(each, axis=0), atol=1e-5)
+    assert np.allclose(by.scores_of(by.nobody), np.mean(each, axis=0), atol=1e-5)
     assert not by.scores(np.zeros(0, np.int64)).any()
 
 
@@ -190,4 +190,4 @@ def test_the_side_is_the_item_table_by_direction_and_what_it_starts_from(name: s
     assert np.allclose(np.linalg.norm(by.side.vectors, axis=1), 1)
     assert by.side.vectors.dtype == by.side.popularity.dtype == np.float32
     assert (by.side.popularity.min(), by.side.popularity.max()) == (0, 1)
-    assert by.side.popularity.argmax() == by.start.argmax()
+    assert by.side.popularity.argmax() == by.scores_of(by.nobody).argmax()

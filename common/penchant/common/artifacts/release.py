@@ -1,9 +1,10 @@
 """A released model as bytes: what devices train further, and what they score with.
 
 One safetensors file of named arrays: the learner's released state as `state/NAME`, and, where the learner scores by a
-taste over item vectors, what `taste.py` reads as `side/NAME`. The operator makes the second out of the first, so that a
-device recommends with NumPy alone, whichever learner made the release. No arrays are Python objects: a file that is
-not what it should be can be wrong, but runs nothing.
+taste over item vectors, what `taste.py` reads as `side/NAME`. The operator makes the second out of the first. Of a
+network there is the first alone, and `inference/` scores with it. Either way a device recommends with NumPy alone,
+whichever learner made the release. No arrays are Python objects: a file that is not what it should be can be wrong, but
+runs nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Release:
 
     Attributes:
         state: the learner's, without what stays on the server.
-        side: what a device scores with; None for models that only PyTorch reads.
+        side: what a device scores with; None for networks, which score by their state.
     """
 
     state: Arrays

@@ -32,8 +32,8 @@ Layer = tuple[Float32, Float32]
 class FittedScorer(Scorer):
     """A network over a person's vector and an item's."""
 
-    person: Float32
-    """float32[·], the vector that every fit starts from: the released one, which is nobody's."""
+    nobody: Float32
+    """float32[·], the vector that every fit starts from: the released one."""
 
     def __init__(self, weights: Weights, n_items: int) -> None:
         self.n_items = n_items
@@ -63,27 +63,23 @@ class FittedScorer(Scorer):
             weight: float32[M].
         """
 
-    def scores(self, history: Int64) -> Float32:
-        person = self.fitted(history)
+    def scores_of(self, person: Float32) -> Float32:
         starts = range(0, self.n_items, CHUNK)
         return np.concatenate([self.logits(person, self.part(slice(at, at + CHUNK))) for at in starts])
 
-    def score(self, history: Int64, item: int) -> float:
-        return float(self.logits(self.fitted(history), self.part(slice(item, item + 1)))[0])
+    def score_of(self, person: Float32, item: int) -> float:
+        return float(self.logits(person, self.part(slice(item, item + 1)))[0])
 
-    def _begin(self) -> Float32:
-        return self.scores(np.zeros(0, np.int64))
-
-    def fitted(self, history: Int64) -> Float32:
-        """The person's vector; the released one where there is nothing to fit it to, or nothing to draw against."""
+    def person(self, history: Int64) -> Float32:
+        """Nobody's vector where there is nothing to fit it to, or nothing to draw against."""
         own: Int32 = self.known(history).astype(np.int32)
         if not can_train(own, self.n_items):
-            return self.person
+            return self.nobody
         once = groups(own, self.n_items, replace(self._training, epochs=1), seed_of(own))  # [S, 1 + k]
         items, at = np.unique(once.reshape(-1), return_inverse=True)
         met = np.bincount(at, minlength=len(items)).astype(np.float32)
         chosen = np.bincount(at.reshape(once.shape)[:, 0], minlength=len(items)).astype(np.float32)
-        part, person, rate = self.part(items.astype(np.int64)), self.person, np.float32(self._training.fold_in_lr)
+        part, person, rate = self.part(items.astype(np.int64)), self.nobody, np.float32(self._training.fold_in_lr)
         for _ in range(self._training.fold_in_steps):
             weight = (met * sigmoid(self.logits(person, part)) - chosen) / np.float32(once.size)
             person = (person - rate * self.slope(person, part, weight)).astype(np.float32)
@@ -97,7 +93,7 @@ class Mlp(FittedScorer):
         super().__init__(weights, n_items)
         d, h = weights.option("dim", MAX_SIZE), weights.option("hidden")
         self.vectors = weights.items("item", n_items, d)
-        self.person = weights.take("user.weight", 1, d)[0]
+        self.nobody = weights.take("user.weight", 1, d)[0]
         self._first, (self._last, bias) = weights.linear("first", h, 2 * d), weights.linear("last", 1, h)
         self._bias = weights.take("bias.weight", n_items, 1) + bias
         self._d = d
@@ -131,7 +127,7 @@ class NeuMF(FittedScorer):
         d, h = weights.option("dim", MAX_SIZE), weights.option("hidden")
         self._product, self._network = (weights.items(f"item_{kind}", n_items, d) for kind in ("product", "network"))
         self.vectors = np.hstack([self._product, self._network])
-        self.person = np.hstack([weights.take(f"user_{kind}.weight", 1, d)[0] for kind in ("product", "network")])
+        self.nobody = np.hstack([weights.take(f"user_{kind}.weight", 1, d)[0] for kind in ("product", "network")])
         self._first, self._second = weights.linear("first", h, 2 * d), weights.linear("second", h // 2, h)
         (last,), (self._bias,) = weights.linear("last", 1, d + h // 2)
         self._to_product, self._to_network = last[:d], last[d:]

@@ -34,52 +34,46 @@ class Scorer(ABC):
     Attributes:
         n_items: size of the catalogue.
         vectors: float32[n_items, d], the network's item table.
+        nobody: as `person`, to rank by before there is a history.
     """
 
     n_items: int
     vectors: Float32
+    nobody: Float32
 
     @abstractmethod
-    def scores(self, history: Int64) -> Float32:
-        """float32[n_items], the network's logits; the higher, the better.
+    def person(self, history: Int64) -> Float32:
+        """What the network makes of a person, float32[·]: the state after their history, or a vector fitted to it.
 
         Args:
             history: int64[n], positions, oldest first; those outside the catalogue are left out.
         """
 
     @abstractmethod
-    def score(self, history: Int64, item: int) -> float:
-        """One of them, without the others."""
+    def scores_of(self, person: Float32) -> Float32:
+        """float32[n_items], the network's logits; the higher, the better."""
 
     @abstractmethod
-    def _begin(self) -> Float32: ...
-
-    @cached_property
-    def start(self) -> Float32:
-        """float32[n_items], what to rank by before there is a history."""
-        return self._begin()
-
-    def of(self, history: Int64) -> Float32:
-        """float32[n_items], what a list is ordered by: `scores`, or `start` where there is nothing to read."""
-        return self.scores(history) if len(self.known(history)) else self.start.copy()
-
-    def of_one(self, history: Int64, item: int) -> float:
+    def score_of(self, person: Float32, item: int) -> float:
         """One of them, without the others."""
-        return self.score(history, item) if len(self.known(history)) else float(self.start[item])
 
-    @cached_property
-    def side(self) -> ItemSide:
-        """The item table by direction, as mf's; popularity is `start` brought to [0, 1]."""
-        length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
-        directions = (self.vectors / np.maximum(length, 1e-12)).astype(np.float32)
-        start = self.start
-        reach = float(np.ptp(start))
-        popularity = (start - start.min()) / reach if reach > 0 else np.zeros_like(start)
-        return ItemSide(directions, popularity.astype(np.float32), TASTE)
+    def scores(self, history: Int64) -> Float32:
+        """float32[n_items], as PyTorch computes them."""
+        return self.scores_of(self.person(history))
 
     def known(self, history: Int64) -> Int64:
         """The history without positions outside the catalogue."""
         return history[(history >= 0) & (history < self.n_items)]
+
+    @cached_property
+    def side(self) -> ItemSide:
+        """The item table by direction, as mf's; popularity is what it scores nobody, brought to [0, 1]."""
+        length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        directions = (self.vectors / np.maximum(length, 1e-12)).astype(np.float32)
+        start = self.scores_of(self.nobody)
+        reach = float(np.ptp(start))
+        popularity = (start - start.min()) / reach if reach > 0 else np.zeros_like(start)
+        return ItemSide(directions, popularity.astype(np.float32), TASTE)
 
 
 class Weights:
@@ -193,7 +187,8 @@ def scorer(learner: str, settings: Mapping[str, Any], state: Arrays, n_items: in
     made = kinds[weights.name](weights, n_items)
     everything = np.linspace(0, n_items - 1, min(n_items, MAX_SIZE)).astype(np.int64)
     with _quiet():
-        finite = np.isfinite(made.side.vectors).all() and np.isfinite(made.start).all()
-        if not finite or not np.isfinite(made.score(everything[:-1], int(everything[-1]))):
+        vectors, begun = made.side.vectors, made.scores_of(made.nobody)
+        read = made.score_of(made.person(everything[:-1]), int(everything[-1]))
+        if not (np.isfinite(vectors).all() and np.isfinite(begun).all() and np.isfinite(read)):
             raise MalformedArtifact(f"a release of {weights.name} with numbers too large to score with")
     return made

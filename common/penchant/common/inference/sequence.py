@@ -16,6 +16,7 @@ product); Gers et al. 2000 (LSTM); Ba et al. 2016, https://arxiv.org/abs/1607.06
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 
 import numpy as np
 
@@ -40,21 +41,21 @@ class SequenceScorer(Scorer):
     def read(self, items: Float32) -> Float32:
         """The state after the last place, float32[B, d], from scaled item vectors, float32[B, L, d], L ≥ 1."""
 
-    def state(self, history: Int64) -> Float32:
-        """The state after a history: float32[d], zero after none."""
+    @cached_property
+    def nobody(self) -> Float32:  # type: ignore[override]  # worked out when first asked for
+        probes = np.linspace(0, self.n_items - 1, min(self.n_items, _PROBES)).astype(np.int64)
+        mean: Float32 = self._read(probes[:, None]).mean(0)
+        return mean
+
+    def person(self, history: Int64) -> Float32:
         recent = self.known(history)[-self.max_length :]
         return self._read(recent[None])[0] if len(recent) else np.zeros(self.dim, np.float32)
 
-    def scores(self, history: Int64) -> Float32:
-        return self.vectors @ self.state(history)
+    def scores_of(self, person: Float32) -> Float32:
+        return self.vectors @ person
 
-    def score(self, history: Int64, item: int) -> float:
-        return float(self.vectors[item] @ self.state(history))
-
-    def _begin(self) -> Float32:
-        probes = np.linspace(0, self.n_items - 1, min(self.n_items, _PROBES)).astype(np.int64)
-        mean: Float32 = self._read(probes[:, None]).mean(0)
-        return self.vectors @ mean
+    def score_of(self, person: Float32, item: int) -> float:
+        return float(self.vectors[item] @ person)
 
     def _read(self, items: Int64) -> Float32:
         return self.read(self.vectors[items] * np.float32(self.dim**0.5))

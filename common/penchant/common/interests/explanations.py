@@ -30,18 +30,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from penchant.common.arrays import Int64
 from penchant.common.config import did_you_mean
 from penchant.common.errors import InvalidConfig
 from penchant.common.interests.distribution import Distribution, Preferences, Topics
 from penchant.common.interests.profile import InterestProfile, Recommendation
-
-if TYPE_CHECKING:
-    from penchant.common.inference.scorer import Scorer
 
 LANGUAGES = ("en", "zh")
 MOST = 3
@@ -195,7 +191,7 @@ def explain(
         prior, popularity, all_past = parts.prior, parts.popularity, float(parts.past.sum())
     else:
         basis, all_past = "without" if len(profile.read) else "start", recommendation.score
-        past = without(profile.network, profile.read, item, until=clock() + deadline_s, clock=clock)
+        past = without(profile, item, until=clock() + deadline_s, clock=clock)
     unnamed = catalogue.is_sensitive | preferences.hidden(catalogue, topics)
     positive = sum(max(part, 0.0) for part in (*past.values(), transition, prior, popularity, moment))
     named = sorted((own for own, part in past.items() if part > 0 and not unnamed[own]), key=lambda own: -past[own])
@@ -227,21 +223,19 @@ def explain(
     )
 
 
-def without(
-    network: Scorer, history: Int64, item: int, *, until: float, clock: Callable[[], float]
-) -> dict[int, float]:
+def without(profile: InterestProfile, item: int, *, until: float, clock: Callable[[], float]) -> dict[int, float]:
     """By own item, the newest first: how much lower this item would score had the person not chosen that one.
 
     Args:
-        history: int64[n], what the network reads.
+        profile: one with a network. It keeps what it worked out, so that the next item of a list costs little.
         until: when by `clock` to stop; one item is looked at in any case.
     """
-    out: dict[int, float] = {}
-    score = network.of_one(history, item)
-    for own in dict.fromkeys(history[::-1].tolist()):
+    assert profile.network is not None
+    score, out = profile.score(item), dict[int, float]()
+    for own in dict.fromkeys(profile.read[::-1].tolist()):
         if len(out) == MOST_LEFT_OUT or (out and clock() >= until):
             break
-        out[own] = score - network.of_one(history[history != own], item)
+        out[own] = score - profile.network.score_of(profile.reading(own), item)
     return out
 
 

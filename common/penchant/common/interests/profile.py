@@ -157,6 +157,7 @@ class InterestProfile:
         self._means: tuple[Float64, Float64] | None = None
         self._moment: tuple[dict[str, str], Float64 | None] | None = None
         self._standing: tuple[dict[str, str], Standing] | None = None
+        self._readings: dict[int | None, Float32] = {}
 
     @classmethod
     def of(
@@ -215,6 +216,7 @@ class InterestProfile:
         if not self.config.again:
             self._hidden[item] = True
         self._means = self._moment = self._standing = None
+        self._readings.clear()
 
     def _compare(self, item: int, said: float, time: int | None, context: Mapping[str, str]) -> None:
         """What the event that comes tells of the memories and of the moment, before they have it."""
@@ -309,8 +311,16 @@ class InterestProfile:
         """int64[n], what a network reads: items of the events that said any interest, oldest first."""
         return np.array(self.items, np.int64)[np.array(self.strengths) > 0]
 
+    def reading(self, but: int | None = None) -> Float32:
+        """What a network makes of the person, or would without one item; kept until the next event."""
+        assert self.network is not None
+        if but not in self._readings:
+            history = self.read if but is None else self.read[self.read != but]
+            self._readings[but] = self.network.person(history) if len(history) else self.network.nobody
+        return self._readings[but]
+
     def _by_network(self, network: Scorer, taste: Posterior, linear: Float32) -> tuple[Posterior, Float32, Float32]:
-        scores = network.of(self.read)
+        scores = network.scores_of(self.reading())
         spread = float(linear.std())
         ratio = float(scores.std()) / spread if spread > 0 else 1.0
         ratio = ratio or 1.0  # all scores alike: the list is the linear model's to explore
@@ -359,7 +369,7 @@ class InterestProfile:
     def score(self, item: int, *, context: Mapping[str, str] | None = None) -> float:
         """One item's score now, also where it is hidden."""
         if self.network is not None:
-            return self.network.of_one(self.read, item)
+            return self.network.score_of(self.reading(), item)
         return float(self.attribution(item, context=context).total)
 
     def attribution(self, item: int, *, context: Mapping[str, str] | None = None) -> Attribution:

@@ -5,7 +5,7 @@
 With unit "interaction" the device trains by DP-SGD (`device_sgd.py`) and what it sends is private by itself. The
 server's step is plain, with momentum (FedAvgM) or Adam's (FedAdam); all read the private sum only. A person's own
 vector is never sent and, in the user side, fitted to their history again: in closed form where the logit is linear in
-it, else by the same gradient steps as in training.
+it, else by the same gradient steps as in training. `inference/` computes the same scores on a device without PyTorch.
 
 What a budget buys falls with how many numbers travel. Weights named in `freeze` stay where they start: they are in no
 contribution, take none of the clip and get no noise. With an `adapter` the item tables stay too, and a map of low rank
