@@ -199,7 +199,7 @@ def calls(sizes: str, events: int) -> None:
         for n in map(int, sizes.split(",")):
             size(Path(folder), n, events)
         print(
-            "\nlist of a release that is a network, 4,000 items, p50 and p99 ms; p50 of a first explanation, and of others"
+            "\na release that is a network, 4,000 items: list p50 and p99 ms; p50 of a first explanation, and of others"
         )
         for name in ("gru", "lstm", "cnn-lstm", "transformer", "mlp", "neumf"):
             network(Path(folder), name, 4000, 300)

@@ -19,8 +19,8 @@ from flwr.supercore.runtime.runtime_http_client import RuntimeHttpClient
 from flwr.superlink.main import create_app
 from flwr.supernode.main import app as supernode
 
-from penchant.client._distribution import fetch_offer
 from penchant.client._conditions import Refusal
+from penchant.client._distribution import fetch_offer
 from penchant.client._transport import read_node_key
 from penchant.common.artifacts.bundle import Bundle
 from penchant.common.errors import NotServed

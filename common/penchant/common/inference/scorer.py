@@ -26,6 +26,8 @@ from penchant.common.taste import ItemSide, TasteConfig
 MAX_SIZE = 1024
 """Of an item vector, and items of a history that are read: a device's work grows with their powers."""
 TASTE = TasteConfig(decay=0.8, popularity=0.2)
+"""Of the linear model over a network's item table: mf's."""
+_PROBE = 64  # items of the history that a release must have a finite score after
 
 
 class Scorer(ABC):
@@ -80,8 +82,11 @@ class Weights:
     """A release's arrays and settings, each asked for by name, and what is asked for checked.
 
     Args:
-        learner: of the manifest, for messages.
-        settings: of the manifest.
+        state: of the release.
+        settings: of its manifest.
+
+    Attributes:
+        name: of the network, as its settings have it.
     """
 
     def __init__(self, state: Arrays, settings: Mapping[str, Any]) -> None:
@@ -185,10 +190,10 @@ def scorer(learner: str, settings: Mapping[str, Any], state: Arrays, n_items: in
     if n_items < 1:
         raise MalformedArtifact("a release whose catalogue is empty")
     made = kinds[weights.name](weights, n_items)
-    everything = np.linspace(0, n_items - 1, min(n_items, MAX_SIZE)).astype(np.int64)
+    probe = np.linspace(0, n_items - 1, min(n_items, _PROBE)).astype(np.int64)
     with _quiet():
         vectors, begun = made.side.vectors, made.scores_of(made.nobody)
-        read = made.score_of(made.person(everything[:-1]), int(everything[-1]))
+        read = made.score_of(made.person(probe[:-1]), int(probe[-1]))
         if not (np.isfinite(vectors).all() and np.isfinite(begun).all() and np.isfinite(read)):
             raise MalformedArtifact(f"a release of {weights.name} with numbers too large to score with")
     return made
