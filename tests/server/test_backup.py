@@ -16,7 +16,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ import pytest
 from penchant.client.node import Node
 from penchant.common.arrays import Arrays
 from penchant.common.artifacts.bundle import Bundle, catalogue_bytes
-from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer
+from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import Certificate, Envelope, SigningKey
-from penchant.common.errors import Busy, InvalidConfig, MalformedData, PrivacyRefused, UntrustedArtifact
+from penchant.common.errors import Busy, InvalidConfig, MalformedData, PrivacyRefused, StaleArtifact, UntrustedArtifact
 from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
 from penchant.common.learners.contract import Learner
@@ -42,6 +42,7 @@ from penchant.server.backup import POINTS, Contents, backup, restore, verify
 from penchant.server.database import Database
 from penchant.server.distribution import publish
 from penchant.server.folder import Folder
+from penchant.server.registry import Registry, release_key
 from penchant.server.rounds import Progress, Rounds
 from tests.server.commands import run
 from tests.server.operators import CATALOGUE, DAY, NOW, SETTINGS, an_operator, marker
@@ -194,7 +195,7 @@ def test_a_restored_folder_is_the_one_that_was_copied(prod: Folder, tmp_path: Pa
     assert records(new) == records(prod)
     for folder in (new, prod):
         with Database(folder.database) as database, database.transaction() as db:
-            db.execute("DELETE FROM switches WHERE name IN ('rounds', 'hold')")
+            db.execute("DELETE FROM switches WHERE name IN ('rounds', 'hold', 'sequence')")
     assert dump(new.database) == dump(prod.database)
     for path in (new.path, new.keys, *(path for path in new.path.rglob("*") if path.is_file())):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -535,6 +536,7 @@ import os, signal, sys
 from pathlib import Path
 from penchant.server.backup import backup
 from penchant.server.folder import Folder
+from penchant.server.registry import Registry, release_key
 
 def at(point):
     if point == sys.argv[3]:
@@ -609,6 +611,28 @@ def test_after_a_restore_rounds_wait_until_the_operator_says_so(prod: Folder, tm
     with Database(tmp_path / "new/server.db") as database:
         assert database.switch("rounds") == "paused"
         assert "not charged" in database.switch("hold")
+
+
+def test_devices_that_saw_later_pointers_take_those_of_a_restored_folder(prod: Folder, tmp_path: Path) -> None:
+    def has(folder: Folder) -> Offer:
+        return Offer.from_bytes((folder.distribution / "channels/stable.json").read_bytes())
+
+    app = Bundle.app_of(prod.bundle)
+
+    def taken(offer: Offer, seen: Seen) -> Seen:
+        who = {"app_id": app.app_id, "population": app.population, "channel": "stable"}
+        return offer.check(app.root, **who, now_ms=NOW, seen=seen)[1]
+
+    out = made(prod)
+    seen = taken(has(prod), Seen(serial=1, sequence=0))
+    later = replace(seen, sequence=seen.sequence + 500, manifest="")  # the device followed moves that the backup lacks
+    restore(out, tmp_path / "new", WORDS, now_ms=lambda: NOW)
+    with pytest.raises(StaleArtifact):
+        taken(has(Folder(tmp_path / "new")), later)
+    new = Folder(tmp_path / "new")
+    with Database(new.database, now_ms=lambda: NOW) as database:  # as the services do when they start
+        Registry(new, database, release_key(new), now_ms=lambda: NOW).renew()
+    assert taken(has(new), later).sequence > later.sequence
 
 
 def test_the_ledger_that_went_on_is_taken_and_another_is_not(prod: Folder, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from penchant.common.privacy.plan import PrivacyPlan
 from penchant.server import states
 from penchant.server.database import BUSY_S, Database
 from penchant.server.folder import Folder, sync
+from penchant.server.registry import FLOOR
 
 SCHEMA_VERSION = 1
 POINTS = ("begun", "read", "database", "statements", "named", "ledger", "written", "whole")
@@ -539,6 +540,7 @@ def _settle(beside: Path, contents: Contents, hold: bool, now_ms: Callable[[], i
     with Database(beside / "server.db", now_ms=now_ms) as database:
         with database.transaction() as db:
             db.execute("DELETE FROM tokens")
+        database.set_switch(FLOOR, str(now_ms() // 1000))  # above all that a day's moves make: devices saw later ones
         if hold:
             database.set_switch("rounds", "paused")
             why = f"restored from a backup of {contents.made}: what was released since is not charged in its ledger"

@@ -45,6 +45,8 @@ def configure_init(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--population", metavar="NAME", help="people whose contributions are summed (default: default)")
     who.add_argument("--users", type=int, metavar="N", help=f"places in the roster (default: {USERS})")
     who.add_argument("--epsilon", type=float, help=f"ε of all rounds together (default: {EPSILON:g})")
+    words = "ε that no repeat may pass, for ever (default: none; a round that is repeated is charged again)"
+    who.add_argument("--budget", type=float, metavar="EPSILON", help=words)
     who.add_argument("--delta", type=float, help="δ, below 1 over the users (default: 1e-5, or 1/(10 N) if smaller)")
     who.add_argument("--learner", choices=LEARNERS, help=f"what is learned (default: {LEARNERS[0]})")
     how = parser.add_argument_group("how it runs")
@@ -168,9 +170,12 @@ def _settings(args: argparse.Namespace, start: Start) -> Settings:
         "minimum": half if args.minimum is None else args.minimum,
         "deadline_s": args.deadline,
     }
+    if args.bundle is not None and args.promote == "automatic":
+        raise InvalidConfig("the first round's model would take the place of the bundle's: promote by hand")
     return Settings(
         app_id=start.app_id,
         population=start.plan.population,
+        budget=args.budget,
         addresses=addresses,
         rounds=RoundSettings(**{name: value for name, value in rounds.items() if value is not None}),
         models=ModelSettings() if args.promote is None else ModelSettings(promote=args.promote),
@@ -197,6 +202,8 @@ def _words(args: argparse.Namespace, folder: Folder, start: Start) -> str:
         "who reads keys/admin.token acts as the operator: hand it to the app's backend by a safe way",
         "statements have times: keep this machine's clock right (NTP), or devices refuse them",
     ]
+    if args.budget is None and plan.unit == "user":
+        warnings.append("a round that is repeated after a crash is charged again: --budget would stop there")
     if not args.host:
         warnings.append("no --host was given: only this machine reaches the server")
     if args.bundle is None and args.catalogue is None:

@@ -25,6 +25,7 @@ from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import Envelope, SigningKey
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig
+from penchant.common.inference.scorer import scorer
 from penchant.common.learners import registry
 from penchant.common.learners.planned import CHOSEN, PROFILES, PUBLIC_NUMBER, planned, usual_delta
 from penchant.common.privacy import gaussian
@@ -84,7 +85,9 @@ def make(
     state = learner.init(Streams.from_os())
     if model is None:
         model = Release(learner.released(state), learner.item_side(state)).to_bytes()
-    Release.from_bytes(model, len(catalogue))
+    found = Release.from_bytes(model, len(catalogue))
+    if found.side is None:
+        scorer(task.learner, task.settings, found.state, len(catalogue))  # as a device will
     root, made = root or SigningKey.generate(), root is None
     release = release or SigningKey.generate()
     authority = tls.new_authority(settings.app_id, now_ms=now_ms)

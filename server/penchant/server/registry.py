@@ -39,6 +39,7 @@ from penchant.common.artifacts.release import Release
 from penchant.common.artifacts.signing import Certificate, Envelope, PublicKey, SigningKey
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, MalformedArtifact, MalformedData, PenchantError, UntrustedArtifact
+from penchant.common.inference.scorer import scorer
 from penchant.common.learners import registry as learners
 from penchant.common.learners.contract import State
 from penchant.common.privacy.plan import PrivacyPlan
@@ -49,6 +50,8 @@ from penchant.server.folder import Folder, sync
 
 CANDIDATE, STABLE = "candidate", "stable"
 ROUND = "round"
+FLOOR = "sequence"
+"""A switch of server.db: the least number that a pointer may have."""
 """The public figure of a manifest that says after how many rounds of its plan the model was made."""
 DAY_MS = 86_400_000
 GRACE_MS = DAY_MS
@@ -230,9 +233,8 @@ class Registry:
             parents: hashes of the manifests that it came from; None for the newest version's.
 
         Raises:
-            InvalidConfig: a learner that devices cannot score with, a figure that is no number, or a round that was
-                released with another state.
-            MalformedArtifact: arrays that devices would refuse.
+            InvalidConfig: a figure that is no number, or a round that was released with another state.
+            MalformedArtifact: arrays that devices would refuse, or a learner that they cannot score with.
         """
         figures = {**(metrics or {}), ROUND: round}
         if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in figures.values()):
@@ -263,7 +265,7 @@ class Registry:
             state = learner.adopt(state, before)
         release = Release(learner.released(state), learner.item_side(state))
         if release.side is None:
-            raise InvalidConfig(f"{task.learner} gives no item vectors: devices could not recommend with it")
+            scorer(task.learner, task.settings, release.state, len(catalogue))  # as a device will, or it is no release
         which = (plan.to_json(), int(metrics[ROUND]), catalogue, release)
         self._at("add:begin")
         if (found := self._made(*which)) is not None:
@@ -366,7 +368,8 @@ class Registry:
         return had[0]
 
     def renew(self) -> list[str]:
-        """Signs anew what would expire within half of `expires_days`, or came with another certificate than today's.
+        """Signs anew what would expire within half of `expires_days`, came with another certificate than today's, or was
+        restored from a backup.
 
         Returns:
             The channels.
@@ -381,7 +384,8 @@ class Registry:
                 with self._moving() as db:
                     now = self._channel(path)
                     left = now.expires_ms - self._now_ms()
-                    if left >= half and now.offer.certificate == self._certificate()[0]:
+                    fresh = left >= half and now.sequence > self._floor()
+                    if fresh and now.offer.certificate == self._certificate()[0]:
                         continue
                     self._point(db, now.name, now.model, "renewed")
                 renewed.append(now.name)
@@ -427,7 +431,7 @@ class Registry:
             app_id=self._app.app_id,
             population=self._app.population,
             channel=channel,
-            sequence=1 + max(noted, self._channel(path).sequence if path.exists() else 0),
+            sequence=1 + max(noted, self._channel(path).sequence if path.exists() else 0, self._floor()),
             manifest=model,
             created_ms=now,
             expires_ms=now + int(self._folder.settings.models.expires_days * DAY_MS),
@@ -438,6 +442,10 @@ class Registry:
         publish(self._root, Offer(certificate, pointer.signed(key), manifest), (), root=self._app.root, now_ms=now)
         self._at("move:channel")
         _note(db, self._channel(path), now, why)
+
+    def _floor(self) -> int:
+        """Below which devices may have seen sequences that this folder, restored from a backup, does not know of."""
+        return int(self._database.switch(FLOOR, "0"))
 
     def _reconcile(self) -> None:
         """Makes up for rows that a kill left out; a file that cannot be read is `verify`'s to name."""
