@@ -368,8 +368,8 @@ class Registry:
         return had[0]
 
     def renew(self) -> list[str]:
-        """Signs anew what would expire within half of `expires_days`, came with another certificate than today's, or was
-        restored from a backup.
+        """Signs anew what would expire within half of `expires_days`, came with another certificate than today's, or
+        was restored from a backup.
 
         Returns:
             The channels.
