@@ -58,7 +58,7 @@ class Network:
     def ranked(self, items: list[str], without: list[str], n: int = 10) -> list[str]:
         scores = self.scores(items)
         scores[[self.learner.catalogue.index[item] for item in without]] = -np.inf
-        return [self.learner.catalogue.ids[i] for i in np.argsort(-scores, kind="stable")[:n]]
+        return [self.learner.catalogue.ids[int(i)] for i in np.argsort(-scores, kind="stable")[:n]]
 
 
 class World:

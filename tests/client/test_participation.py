@@ -77,8 +77,8 @@ def certificate(serial: int = 1, root: SigningKey = ROOT, **changed: Any) -> str
     return replace(made, **changed).signed(root).to_bytes().decode()
 
 
-def opener(round: int = 1, plan: PrivacyPlan = PLAN, key: SigningKey = RELEASE) -> RoundOpener:
-    return RoundOpener(key, app_id="films", population="everybody", plan=plan.digest, round=round, attempt=0)
+def opener(round: int = 1, plan: PrivacyPlan = PLAN, key: SigningKey = RELEASE, attempt: int = 0) -> RoundOpener:
+    return RoundOpener(key, app_id="films", population="everybody", plan=plan.digest, round=round, attempt=attempt)
 
 
 def order(round: int = 1, plan: PrivacyPlan = PLAN, *, to: RoundOpener | None = None, **changed: Any) -> Order:
@@ -376,6 +376,24 @@ def test_the_cap_holds_over_restarts_whatever_rounds_are_asked_for(tmp_path: Pat
             assert device(Server([order(round, to=opener(round))]), ledger=counted).once(5.0).took_part
     with ledger(tmp_path / "l") as counted:
         assert refused(Server([order(2, to=opener(2))]), ledger=counted) is Refusal.CAP_REACHED
+
+
+def test_who_was_in_all_their_rounds_answers_a_further_try_until_its_release_is_here(tmp_path: Path) -> None:
+    def asked(round: int, attempt: int, *, released: int | None, plan: PrivacyPlan = PLAN) -> Refusal | None:
+        with ledger(tmp_path / "l") as counted:
+            task = order(round, plan, to=opener(round, attempt=attempt, plan=plan), attempt=attempt)
+            part = device(Server([task]), ledger=counted, plan=plan, released=lambda: released)
+            return part.once(2.0).refusal
+
+    assert [asked(round, 0, released=round - 1) for round in (1, 2, 3)] == [None] * 3  # the cap is 3
+    assert asked(3, 1, released=2) is None  # the server was killed before it released round 3
+    assert asked(2, 4, released=2) is None
+    assert asked(4, 0, released=2) is Refusal.CAP_REACHED  # another round
+    assert asked(3, 1, released=2) is Refusal.CAP_REACHED  # the same try
+    assert asked(3, 2, released=3) is Refusal.CAP_REACHED  # released: nobody has a reason to ask
+    assert asked(3, 2, released=None) is Refusal.CAP_REACHED
+    with ledger(tmp_path / "l") as counted:
+        assert counted.participations(0, PLAN.digest) == 3
 
 
 def test_the_budget_counts_rounds_of_every_plan_and_refuses_what_it_cannot_know() -> None:

@@ -31,7 +31,7 @@ from penchant.common.errors import (
 from penchant.common.privacy import gaussian
 from penchant.common.privacy.accounting import Neighbours, epsilon
 from penchant.common.privacy.events import Event, Gaussian, PoissonGaussian
-from penchant.common.privacy.ledger import _SCHEMA, Entry, Ledger, Receipt
+from penchant.common.privacy.ledger import _SCHEMA, MOST_TRIES, Entry, Ledger, Receipt
 
 DELTA = 1e-5
 ROUND = Gaussian(noise_multiplier=10.0)
@@ -362,6 +362,29 @@ def test_a_profile_takes_part_as_often_as_the_cap_of_the_plan_says_and_not_once_
     assert (ledger.participations(4), ledger.participations(4, "p"), ledger.participations(4, "q")) == (3, 2, 1)
     assert ledger.spent().epsilon == 0.0  # the noise is the server's, and so is the charge
     assert len(ledger.entries) == 4
+
+
+def test_further_tries_at_a_round_are_one_participation_where_the_noise_is_the_servers() -> None:
+    ledger = Ledger("phones", delta=DELTA)
+    for attempt in (0, 1, 3):
+        ledger.participate(4, 1, attempt, None, plan="p", cap=1)
+    assert (ledger.participations(4, "p"), sorted(ledger.rounds(4, "p"))) == (1, [1])
+    for number, attempt in ((2, 0), (1, 3)):  # another round, and the same try again
+        with pytest.raises(PrivacyRefused, match="cap of 1"):
+            ledger.participate(4, number, attempt, None, plan="p", cap=1)
+    for attempt in range(4, 1 + MOST_TRIES):
+        ledger.participate(4, 1, attempt, None, plan="p", cap=1)
+    with pytest.raises(PrivacyRefused, match="16 tries at round 1"):
+        ledger.participate(4, 1, 99, None, plan="p", cap=1)
+
+
+def test_every_answer_counts_where_the_device_adds_the_noise() -> None:
+    ledger = Ledger("phones", delta=DELTA)
+    for attempt in (0, 1):
+        ledger.participate(4, 1, attempt, ROUND, plan="p", cap=2)
+    assert (ledger.participations(4, "p"), sorted(ledger.rounds(4, "p"))) == (2, [1])
+    with pytest.raises(PrivacyRefused, match="cap of 2"):
+        ledger.participate(4, 1, 2, ROUND, plan="p", cap=2)
 
 
 def test_what_a_device_sent_is_written_down_under_its_participation() -> None:

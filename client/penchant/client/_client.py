@@ -542,11 +542,17 @@ class Client:
                 ),
                 trust=lambda: "nobody" if self._no else self.trust,
                 serial=lambda: self._seen().serial,
+                released=self._released,
                 policy=self._rounds["policy"] or _conditions.Policy(),
                 conditions=self._rounds["conditions"] or _conditions.Conditions(),
                 now_ms=self._now_ms,
             )
         return self._member
+
+    def _released(self, plan: str) -> int | None:
+        """Rounds of a plan that are in the release in use; None where its manifest does not say."""
+        manifest = self._installed.manifest
+        return int(manifest.metrics["round"]) if manifest.plan == plan and "round" in manifest.metrics else None
 
     def _history(self) -> Interactions:
         """The person's interactions, as a population of one."""

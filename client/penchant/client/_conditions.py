@@ -157,16 +157,34 @@ def no_moment(policy: Policy, now: Conditions, unit: Unit) -> Refusal | None:
     return next((why for matters, holds, why in asked if matters and not _holds(holds)), None)
 
 
-def no_room(plan: PrivacyPlan, policy: Policy, ledger: Ledger, plans: Mapping[str, PrivacyPlan]) -> Refusal | None:
+def no_room(
+    plan: PrivacyPlan,
+    policy: Policy,
+    ledger: Ledger,
+    plans: Mapping[str, PrivacyPlan],
+    *,
+    round: int | None = None,
+    released: int | None = None,
+) -> Refusal | None:
     """What of cap and budget is used up.
+
+    A device that was in all of its rounds still answers a further try at one of them, where the noise is the server's:
+    a server that was killed must be able to end its plan.
 
     Args:
         plans: all that this device was enrolled under, by digest.
+        round: that is asked for; None before any is.
+        released: rounds of the plan that this device has a release of, so that no more tries at them can come; None if
+            all of them.
     """
-    mine = policy.max_participations
-    cap = plan.max_participations if mine is None else min(mine, plan.max_participations)
+    own = policy.max_participations
+    cap = plan.max_participations if own is None else min(own, plan.max_participations)
     if ledger.participations(ME, plan.digest) >= cap:
-        return Refusal.CAP_REACHED
+        mine = ledger.rounds(ME, plan.digest)
+        last = max(mine, default=0)
+        again = round in mine if round is not None else released is not None and last > released
+        if not again or plan.device is not None:
+            return Refusal.CAP_REACHED
     budgets = [b for b in (policy.budget, ledger.budget) if b is not None]
     if not budgets or plan.unit == "none":
         return None

@@ -58,6 +58,7 @@ class Membership:
         learners: over the catalogue in use.
         trainer: for those that train with PyTorch.
         serial: highest of a release key's certificate that was seen.
+        released: rounds of a plan, given as JSON, that the release in use is made of; None where it does not say.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Membership:
         trainer: Trainer,
         trust: Callable[[], Trust],
         serial: Callable[[], int],
+        released: Callable[[str], int | None],
         policy: Policy,
         conditions: Conditions,
         now_ms: Callable[[], int],
     ) -> None:
         self._path, self._app, self._store = folder / LEDGER, app, store
         self._history, self._learners, self._trust, self._serial = history, learners, trust, serial
+        self._released = released
         self._policy, self._conditions, self._trainer = policy, conditions, trainer
         self._now_ms = now_ms
         self.reports = Reports(store)
@@ -217,6 +220,7 @@ class Membership:
             conditions=self._conditions,
             journal=self.reports,
             serial=max(kept.get("serial", 0), self._serial()),
+            released=lambda: self._released(kept["plan"]),
             node_id=kept.get("node_id"),
             now_ms=self._now_ms,
         )

@@ -178,6 +178,8 @@ class Participation:
         node_id: as the attribute of this name said in an earlier process. It spares a minute after a crash.
         journal: where reports of what left are kept.
         serial: highest of a release key's certificate that this device has seen (`Seen.serial`).
+        released: rounds of the plan that this device has a release of; a device that was in all of its rounds waits for
+            further tries at the later ones. None where they cannot come.
         streams: for noise that a learner adds here; seeded only in tests.
         on_outcome: told, on the participation's thread, how each try of the background ended.
 
@@ -201,6 +203,7 @@ class Participation:
         earlier: Sequence[PrivacyPlan] = (),
         trainer: Trainer | None = None,
         serial: int = 0,
+        released: Callable[[], int | None] = lambda: None,
         node_id: int | None = None,
         pace: Pace | None = None,
         streams: Streams | None = None,
@@ -223,7 +226,7 @@ class Participation:
         self._on_outcome, self._now_ms = on_outcome, now_ms
         self._now, self._wait, self._stretch = now, wait, stretch
         self.promise = promise(plan)
-        self.serial, self.node_id = serial, node_id
+        self.serial, self.node_id, self._released = serial, node_id, released
         self._lock = threading.Lock()  # whoever cancels holds it, and so does what writes a report down
         self._turn: _Turn | None = None
         self._thread: threading.Thread | None = None
@@ -244,7 +247,7 @@ class Participation:
 
     def unwilling(self) -> Refusal | None:
         """Why this device would take no part now; None where it would. It asks the conditions, and no server."""
-        return self._no_moment() or no_room(self._plan, self._policy, self._ledger, self._plans)
+        return self._no_moment() or self._no_room()
 
     @property
     def trouble(self) -> str:
@@ -421,7 +424,8 @@ class Participation:
     def _take_part(self, line: Transport, turn: _Turn, task: Task, content: Content) -> Report:
         order = self._order(content)
         to = self._round_key(order)
-        self._ask(self.unwilling())
+        self._ask(self._no_moment())
+        self._ask(self._no_room(order.round))
         turn.check()
         try:
             with self._beating(line):
@@ -437,7 +441,8 @@ class Participation:
         except BudgetExhausted as error:
             raise _Refused(Refusal.BUDGET_EXHAUSTED, str(error)) from None
         except PrivacyRefused as error:
-            raise _Refused(Refusal.UNKNOWN_PLAN, str(error)) from None
+            full = self._ledger.participations(ME, self._plan.digest) >= self._plan.max_participations
+            raise _Refused(Refusal.CAP_REACHED if full else Refusal.UNKNOWN_PLAN, str(error)) from None
         answer = Sum(
             round=order.round, attempt=order.attempt, content=total if to is None else seal(total, to[0], to[1])
         )
@@ -457,7 +462,7 @@ class Participation:
         with self._lock:
             turn.check()
             if beside:
-                self._ask(no_room(self._plan, self._policy, self._ledger, self._plans))
+                self._ask(self._no_room(order.round))
                 self._charge(order)
             self._journal.append(report)
         self._patiently(turn, lambda: line.reply(task, answer), at_most_s=self._pace.reply_s)
@@ -473,6 +478,8 @@ class Participation:
         """
         assert self._trainer is not None
         taken = self._ledger.participations(ME, self._plan.digest)
+        if self._plan.device is None and order.round in self._ledger.rounds(ME, self._plan.digest):
+            taken -= 1  # a further try at a round is no further participation
         try:
             return self._trainer.answer(order, state, self._history(), taken=taken, look=turn.check)
         except (PrivacyRefused, InvalidConfig, MissingExtra):  # before it looked at a history
@@ -482,11 +489,20 @@ class Participation:
                 self._charge(order)
             raise
 
+    def _no_room(self, round: int | None = None) -> Refusal | None:
+        released = self._released()
+        return no_room(self._plan, self._policy, self._ledger, self._plans, round=round, released=released)
+
     def _charge(self, order: Order) -> None:
         plan = self._plan
-        self._ledger.participate(
-            ME, order.round, order.attempt, plan.device_event(), plan=plan.digest, cap=plan.max_participations
-        )
+        try:
+            self._ledger.participate(
+                ME, order.round, order.attempt, plan.device_event(), plan=plan.digest, cap=plan.max_participations
+            )
+        except BudgetExhausted as error:
+            raise _Refused(Refusal.BUDGET_EXHAUSTED, str(error)) from None
+        except PrivacyRefused as error:
+            raise _Refused(Refusal.CAP_REACHED, str(error)) from None
 
     @contextmanager
     def _beating(self, line: Transport) -> Iterator[None]:

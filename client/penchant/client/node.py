@@ -134,22 +134,26 @@ class Node:
         Raises:
             PrivacyRefused, BudgetExhausted: nobody has.
         """
-        room = users[self.participations[users] < self._plan.max_participations]
-        if len(users) and not len(room):
-            raise PrivacyRefused("the order would take everybody drawn past the plan's participation cap")
-        if self._ledger is not None:
-            event, cap, kept, spent = self._plan.device_event(), self._plan.max_participations, [], None
-            for user in room:
-                try:
-                    self._ledger.participate(int(user), order.round, order.attempt, event, plan=self._digest, cap=cap)
-                    kept.append(user)
-                except BudgetExhausted as error:
-                    spent = error
-            if spent is not None and not kept:
-                raise spent
-            room = np.array(kept, np.int64)
-        self.participations[room] += 1
-        return room
+        over = PrivacyRefused("the order would take everybody drawn past the plan's participation cap")
+        if self._ledger is None:
+            room = users[self.participations[users] < self._plan.max_participations]
+            if len(users) and not len(room):
+                raise over
+            self.participations[room] += 1
+            return room
+        event, cap, kept, spent = self._plan.device_event(), self._plan.max_participations, [], over
+        for user in users.tolist():
+            try:
+                self._ledger.participate(user, order.round, order.attempt, event, plan=self._digest, cap=cap)
+                kept.append(user)
+                self.participations[user] = self._ledger.participations(user, self._digest)
+            except BudgetExhausted as error:
+                spent = error
+            except PrivacyRefused:
+                pass  # the cap, which is the plan's and no news
+        if len(users) and not kept:
+            raise spent
+        return np.array(kept, np.int64)
 
     def spent(self, user: int) -> Bound:
         """ε of everything that left this device about one of its people, over all rounds (unit interaction).

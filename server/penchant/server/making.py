@@ -181,6 +181,7 @@ def _first(
         settings=task.settings,
         plan=plan.to_json(),
         guarantee=None if guarantee is None else asdict(guarantee),
+        metrics={"round": 0},
         software={"penchant": version("penchant")},
     ).signed(release)
     pointer = Pointer(

@@ -54,6 +54,8 @@ from penchant.common.privacy.events import Event, Gaussian, decode, encode
 
 SCHEMA_VERSION = 1
 Kind = Literal["charge", "release", "participation"]
+MOST_TRIES = 16
+"""Tries at one round that a profile takes part in, where the noise is the server's."""
 POINTS = (
     *(f"create:{point}" for point in ("before", "inserted", "committed", "linked")),
     *(f"{kind}:{point}" for kind in get_args(Kind) for point in ("before", "inserted", "counted", "committed")),
@@ -314,10 +316,18 @@ class Ledger:
         return tuple(replace(event, count=n) for event, n in found.items())
 
     def participations(self, profile: int, plan: str | None = None) -> int:
-        """How often a hosted profile took part, under one plan or (None) under all."""
+        """How often a hosted profile took part, under one plan or (None) under all.
+
+        Further tries at a round whose noise is the server's are one with the first.
+        """
         with self._transaction("BEGIN"):
-            taken = self._seen.taken.get(int(profile), Counter())
-            return taken.total() if plan is None else taken[plan]
+            taken = self._seen.taken.get(int(profile), {})
+            return sum(len(tries) for its, tries in taken.items() if plan in (None, its))
+
+    def rounds(self, profile: int, plan: str) -> frozenset[int]:
+        """The rounds of a plan that a hosted profile took part in."""
+        with self._transaction("BEGIN"):
+            return frozenset(round for round, _ in self._seen.taken.get(int(profile), {}).get(plan, ()))
 
     def spent(self, profile: int | None = None) -> accounting.Bound:
         """ε of everything charged so far.
@@ -420,22 +430,32 @@ class Ledger:
     def participate(
         self, profile: int, round: int, attempt: int, event: Event | None, *, plan: str = "", cap: int | None = None
     ) -> Receipt | None:
-        """Writes down that a hosted profile takes part, before it computes anything.
+        """Writes down that a hosted profile takes part, before anything of it leaves.
+
+        A further try at a round that the profile was in already, as after a server was killed, is no further
+        participation where the noise is the server's: nothing of the lost try was released, or its charge is in the
+        server's ledger beside the next one's. The same try again is one, and so is every answer where the device adds
+        the noise: it has left.
 
         Args:
             event: what this participation costs where the device adds the noise; None where the server does.
             cap: how often a profile may take part under this plan, whatever an order says.
 
         Raises:
-            PrivacyRefused: the profile took part that often; nothing was written.
+            PrivacyRefused: the profile took part that often, or in MOST_TRIES tries at this round; nothing was written.
             BudgetExhausted: it would pass the profile's budget; nothing was written.
             InvalidConfig: the file cannot be written; nothing was charged.
         """
         profile = int(profile)
 
         def make() -> Entry:
-            if cap is not None and self._seen.taken.get(profile, Counter())[plan] >= cap:
+            taken = self._seen.taken.get(profile, {}).get(plan, Counter())
+            again = event is None and (profile, plan, round, attempt) not in self._seen.attempts
+            tries = taken[round, None] if again else 0
+            if cap is not None and not tries and len(taken) >= cap:
                 raise PrivacyRefused(f"the plan's cap of {cap} participations is reached for a profile")
+            if tries >= MOST_TRIES:
+                raise PrivacyRefused(f"a profile was in {tries} tries at round {round} already")
             return self._entry("participation", round, attempt, event, plan=plan, cap=cap, profile=profile)
 
         entry, hash = self._append("participation", make)
@@ -585,7 +605,8 @@ class _Replay:
     def __init__(self, genesis: str) -> None:
         self.n, self.head = 0, genesis
         self.tries: Counter[tuple[str, int]] = Counter()
-        self.taken: dict[int, Counter[str]] = {}
+        self.taken: dict[int, dict[str, Counter[tuple[int, int | None]]]] = {}
+        self.attempts: set[tuple[int, str, int, int]] = set()
         self.unreleased: Counter[tuple[Any, ...]] = Counter()
         self._charged: dict[int | None, Counter[_Charge]] = {}
 
@@ -618,7 +639,11 @@ class _Replay:
         if entry.kind == "charge":
             self.tries[entry.plan, entry.round] += 1
         if entry.kind == "participation" and entry.profile is not None:
-            self.taken.setdefault(entry.profile, Counter())[entry.plan] += 1
+            order = (entry.profile, entry.plan, entry.round, entry.attempt)
+            own = entry.event is not None or order in self.attempts  # a participation beside that of the round's tries
+            each = entry.number if own else None
+            self.attempts.add(order)
+            self.taken.setdefault(entry.profile, {}).setdefault(entry.plan, Counter())[entry.round, each] += 1
         self.n, self.head = entry.number + 1, hash
 
 
