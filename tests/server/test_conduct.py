@@ -19,7 +19,7 @@ from penchant.common.artifacts.signing import Certificate, Envelope
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.streams import Streams
 from penchant.common.wire import Order
-from penchant.server._flower import Sealing, Unsent, conduct, exchange
+from penchant.server._flower import Sealing, Unanswered, conduct, exchange
 from penchant.server.folder import RoundSettings, Settings
 from penchant.server.rounds import REFUSALS, RoundRecord, Rounds
 from penchant.simulations._flower import LocalGrid
@@ -260,11 +260,46 @@ def exchange_orders() -> Iterable[Message]:
         yield Message(RecordDict({"order": ConfigRecord({})}), dst_node_id=number, message_type="train")
 
 
+def test_what_the_superlink_says_in_place_of_a_node_is_counted_as_that_nodes() -> None:
+    class Gone(Faulty):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            found = list(super().pull_messages(message_ids))
+            for message in found:
+                if message.metadata.src_node_id == NODES[2]:
+                    told = Message(Error(5, "Node Unavailable"), reply_to=message)
+                    told.metadata.__dict__["_reply_to_message_id"] = message.metadata.reply_to_message_id
+                    told.metadata.__dict__["_src_node_id"] = told.metadata.__dict__["_dst_node_id"] = 99
+                    message = told
+                yield message
+
+    here = play(Here(stop_after=1), Gone())
+    assert [(r.answered, dict(r.refused)) for r in here.records] == [(2, {"unavailable": 1})]
+
+
+@pytest.mark.parametrize("way", [replied, error(2)])
+def test_a_second_reply_to_the_same_order_counts_for_nothing(way: Way) -> None:
+    class Twice(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return [message for message in super().pull_messages(message_ids) for _ in range(2)]
+
+    here = play(Here(stop_after=1), Twice(app(replied, replied, way), 3))
+    answered = 3 if way is replied else 2
+    refused = here.records[0].refused
+    assert here.records[0].answered == answered
+    assert refused["duplicate"] == answered
+    assert refused.get("error", 0) == 2 * (3 - answered)
+    np.testing.assert_array_equal(here.made.state["seen"], one_each(way))
+
+
+def one_each(way: Way) -> np.ndarray:
+    return play(Here(stop_after=1), LocalGrid(app(replied, replied, way), 3)).made.state["seen"]
+
+
 def test_orders_after_the_deadline_are_not_sent() -> None:
     now = iter([0.0, 0.0, 61.0, 61.0, 61.0])
     grid = Faulty(silent=True)
     found = list(exchange(grid, exchange_orders(), 60.0, now=lambda: next(now, 61.0), sleep=lambda seconds: None))
-    assert found == [Unsent(2), Unsent(3)]
+    assert found == [Unanswered(2), Unanswered(3)]
 
 
 def test_answers_are_held_by_nobody_once_they_were_read() -> None:

@@ -119,7 +119,8 @@ class PrivateSumStrategy(FedAvg):
     def __init__(
         self, rounds: Rounds, shards: dict[int, int], after_round: AfterRound, sealing: Sealing | None = None
     ) -> None:
-        super().__init__(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=1)
+        super().__init__(min_available_nodes=1)
+        self.fraction_evaluate = 0.0  # given above, Flower would warn of it each round
         self._rounds, self._after_round = rounds, after_round
         self._nodes = {shard: node for node, shard in shards.items()}
         self._shards = shards
@@ -145,7 +146,7 @@ class PrivateSumStrategy(FedAvg):
         ]
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message | Unsent]
+        self, server_round: int, replies: Iterable[Message | Unanswered]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         try:
             record = self._rounds.close(self._read(message) for message in replies)
@@ -158,14 +159,15 @@ class PrivateSumStrategy(FedAvg):
         self._after_round(record, self._rounds)
         return to_record(self._rounds.learner.released(self._rounds.state)), None
 
-    def _read(self, message: Message | Unsent) -> Reply:
+    def _read(self, message: Message | Unanswered) -> Reply:
         """One Flower message as our reply; whatever is wrong with it becomes a failure, never an exception."""
         number, attempt = self._rounds.asked
-        if isinstance(message, Unsent):
-            return Reply(node=self._shards[message.node], round=number, attempt=attempt, arrays=None, failure="unsent")
+        if isinstance(message, Unanswered):
+            shard = self._shards[message.node]
+            return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure=message.why)
         shard = self._shards.get(message.metadata.src_node_id, -1)
         if message.has_error():
-            why = _FAILURES.get(message.error.code, "error")
+            why = _failure(message)
             shard = self._shards.get(message.metadata.dst_node_id, -1) if shard == -1 else shard
             return Reply(node=shard, round=number, attempt=attempt, arrays=None, failure=why)
         try:
@@ -192,11 +194,20 @@ _FAILURES = {
 }
 
 
+def _failure(message: Message) -> str:
+    return _FAILURES.get(message.error.code, "error")
+
+
 @dataclass(frozen=True)
-class Unsent:
-    """In place of an answer: the order could not be put where the node would find it."""
+class Unanswered:
+    """In place of a node's answer, where there is none.
+
+    Attributes:
+        why: "unsent" where the order could not be put where the node would find it, or what the SuperLink says.
+    """
 
     node: int
+    why: str = "unsent"
 
 
 def server_app(
@@ -340,18 +351,18 @@ def exchange(
     *,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[Message | Unsent]:
+) -> Iterator[Message | Unanswered]:
     """Sends orders and gives answers as they come, until all are there or the time is over. It raises nothing.
 
     Each order goes out alone: a node that spoils the objects of its message (one that confirms it before they are all
     there does) is one that could not be asked, and no other's. Nothing is asked for longer than the deadline, so an
     order that nobody fetched is not trained on later.
     """
-    until, waiting = now() + deadline_s, set[str]()
+    until, waiting = now() + deadline_s, dict[str, int]()
     for message in messages:
         node, left = message.metadata.dst_node_id, until - now()
         if left <= 0:
-            yield Unsent(node)
+            yield Unanswered(node)
             continue
         message.metadata.ttl = left
         try:
@@ -360,9 +371,9 @@ def exchange(
             log.warning("an order was not sent", exc_info=error)
             sent = []
         if sent and sent[0]:
-            waiting.add(sent[0])
+            waiting[sent[0]] = node
         else:
-            yield Unsent(node)
+            yield Unanswered(node)
     began = now()
     while waiting and now() < until:
         try:
@@ -370,9 +381,12 @@ def exchange(
         except Exception as error:
             log.warning("answers could not be fetched", exc_info=error)
             found = []
-        waiting -= {message.metadata.reply_to_message_id for message in found}
         while found:
-            yield found.pop(0)  # held by nobody once it is summed
+            node = waiting.pop(found[0].metadata.reply_to_message_id, None)  # None: a second one to the same order
+            if node is not None and found[0].has_error() and found[0].metadata.src_node_id != node:  # the SuperLink's
+                yield Unanswered(node, _failure(found.pop(0)))
+            else:
+                yield found.pop(0)  # held by nobody once it is summed
         if waiting:
             sleep(max(0.0, min(0.2 + (now() - began) / 20, 3.0, until - now())))
 
