@@ -22,10 +22,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from penchant.common.errors import InvalidConfig, PenchantError, Unreachable
+from penchant.common.errors import InvalidConfig, Unreachable
 from penchant.server import proxy, wanted
 from penchant.server._flower import Control
 from penchant.server.database import Database
@@ -35,7 +35,9 @@ log = logging.getLogger("penchant.server")
 MOST_FAILURES = 5
 """Runs in a row that may end without a released round."""
 LONELY_S = 20.0
-"""After which a run whose process does not hold the lock is given up. A ServerApp takes about 5 s to start."""
+"""After which a run whose process does not hold the lock yet is given up. A ServerApp takes about 5 s to start."""
+GONE_S = 5.0
+"""After which one whose process held the lock and does no more is. Flower takes a second to say that one is over."""
 
 
 @dataclass
@@ -63,7 +65,8 @@ class _Run:
     id: int
     since: float
     done: int
-    seen: float = field(default=0.0)
+    seen: float
+    held: bool = False
 
 
 class Supervisor:
@@ -127,7 +130,7 @@ class Supervisor:
         for part in self._parts:
             if part.process is not None and part.process.poll() is not None:
                 code = part.process.returncode
-                log.warning("a process ended and is started again", extra={"process": part.name, "code": code})
+                log.warning("a part is started again", extra={"why": f"{part.name} ended", "code": code})
                 end_group(part.process.pid)
                 part.process, part.restarts = None, part.restarts + 1
                 part.pause_s = 1.0 if now - part.started > 60 else min(2 * part.pause_s, 60.0)
@@ -138,7 +141,7 @@ class Supervisor:
             self._see_to_the_run(now)
         except Unreachable:
             pass  # the SuperLink is starting
-        except PenchantError as error:
+        except Exception as error:  # whatever it was, the next look may mend it, and the parts stay up
             log.error("no run", exc_info=error)
 
     # parts
@@ -155,7 +158,10 @@ class Supervisor:
             )
         part.started = time.monotonic()
         told = {"pid": part.process.pid, "started": _started(part.process.pid)}
-        write_json(self.folder.run / f"{part.name}.json", told)
+        try:
+            write_json(self.folder.run / f"{part.name}.json", told)
+        except OSError as error:  # a full disk: only whoever sweeps after a killed supervisor would miss it
+            log.warning("a part's number was not written down", exc_info=error)
 
     def _await(self, part: Part) -> None:
         until = time.monotonic() + self._wait_s
@@ -224,14 +230,14 @@ class Supervisor:
     def _look_at(self, run: _Run, done: int, now: float) -> None:
         """Whether the run goes on, and when the next one may be submitted if it does not."""
         if held(self.folder.run / "rounds.lock"):
-            run.seen = now
+            run.seen, run.held = now, True
         if now - self._asked_at < 2.0:
             return
         self._asked_at = now
         with self._control() as control:
             status = control.status(run.id)
             over = status in ("completed", "failed", "stopped", "")
-            if not over and now - run.seen > LONELY_S:
+            if not over and now - run.seen > (GONE_S if run.held else LONELY_S):
                 control.stop(run.id)
                 status, over = "lost", True
         if over:
