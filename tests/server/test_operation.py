@@ -14,19 +14,20 @@ import pytest
 
 from penchant.client.node import Node
 from penchant.common.artifacts.bundle import Bundle
-from penchant.common.errors import InvalidConfig, MalformedData, PrivacyRefused
+from penchant.common.artifacts.signing import Certificate, Envelope, SigningKey
+from penchant.common.errors import InvalidConfig, MalformedData, PrivacyRefused, UntrustedArtifact
 from penchant.common.interactions import Interactions
 from penchant.common.learners import registry
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.streams import Streams
 from penchant.common.wire import Reply
-from penchant.server import states, wanted
+from penchant.server import keys, states, wanted
 from penchant.server.catalogue_ops import adopted
 from penchant.server.database import Database
 from penchant.server.folder import Folder
 from penchant.server.operation import MOST_CHARGES, STOPPED, Operation
 from penchant.server.registry import Registry
-from tests.server.operators import CATALOGUE, NOW, SETTINGS, an_operator
+from tests.server.operators import CATALOGUE, DAY, NOW, SETTINGS, an_operator
 
 N = 3
 PEOPLE = Interactions.of([np.random.default_rng(u).integers(0, 40, 20).tolist() for u in range(N)], len(CATALOGUE))
@@ -261,3 +262,39 @@ def test_the_model_says_what_the_ledger_does_and_what_is_not_charged(tmp_path: P
     assert any("minimum of answers" in words for words in manifest.guarantee["uncharged"])
     assert Bundle.read(folder.bundle).manifest.version == 1
     assert registry.build("cooccurrence", SETTINGS, CATALOGUE).name == manifest.learner
+
+
+def test_rounds_begin_under_a_release_key_that_the_root_vouches_for_and_under_no_other(tmp_path: Path) -> None:
+    folder = an_operator(tmp_path / "prod", users=N)
+    root = keys.read_signing_key((folder.path / "offline" / "root.key").read_bytes())
+    certificate = folder.certificate.read_bytes()
+    found = Certificate.read(Envelope.from_bytes(certificate), root.public)
+    folder.certificate.write_bytes(found.signed(SigningKey.generate()).to_bytes())
+    with pytest.raises(UntrustedArtifact):
+        Operation(folder)
+    folder.certificate.write_bytes(certificate)
+
+    def stop(point: str) -> None:
+        if point == "certificate":  # it names a key that has not taken its name yet
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        keys.rotate(folder, root, now_ms=NOW, at=stop)
+    with Operation(folder) as here:
+        assert Certificate.read(here.certificate, root.public).public_key == here.key.public
+        assert here.key.public != found.public_key
+
+
+def test_a_clock_that_fell_back_stops_no_round_and_no_model_while_it_is_wrong_or_after(tmp_path: Path) -> None:
+    folder = an_open(tmp_path / "prod")
+    for days in (-3, 0, 3, 0):
+        with Operation(folder, now_ms=lambda days=days: NOW + days * DAY) as here:  # type: ignore[misc]
+            here.publish()
+            if here.go_on():
+                a_round(here)
+    with Database(folder.database) as database:
+        models = Registry(folder, database, here.key, now_ms=lambda: NOW)
+        assert models.verify()  # dated three days from now
+        assert models.renew()
+        assert not models.renew()
+    check(folder)

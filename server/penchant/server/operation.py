@@ -22,7 +22,6 @@ from typing import Self
 
 import numpy as np
 
-from penchant.common.artifacts.signing import Envelope
 from penchant.common.errors import InvalidConfig, MalformedData, PrivacyRefused
 from penchant.common.learners import registry as learners
 from penchant.common.privacy.ledger import Ledger
@@ -33,8 +32,9 @@ from penchant.server.catalogue_ops import adopted
 from penchant.server.database import Database
 from penchant.server.enrolment import NotRunning, Roster
 from penchant.server.folder import Folder
+from penchant.server.keys import release_key
 from penchant.server.making import MINIMUM_MET
-from penchant.server.registry import Registry, release_key
+from penchant.server.registry import Registry
 from penchant.server.rounds import Phase, Progress, RoundRecord, Rounds
 
 MOST_CHARGES = 3
@@ -51,6 +51,7 @@ class Operation:
 
     Raises:
         InvalidConfig: another process runs this folder's rounds, or its files do not belong together.
+        UntrustedArtifact: the root key does not vouch for the release key: devices would refuse every round.
         MalformedData: a file of it is damaged.
     """
 
@@ -62,6 +63,7 @@ class Operation:
         at: Callable[[str], None] = lambda point: None,
     ) -> None:
         self.folder, self.settings, self._now_ms, self._at = folder, folder.settings, now_ms, at
+        self.key, self.certificate = release_key(folder)
         self._lock = (folder.run / "rounds.lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,8 +80,6 @@ class Operation:
             path=folder.ledger,
             now_ms=now_ms,
         )
-        self.key = release_key(folder)
-        self.certificate = Envelope.from_bytes(folder.certificate.read_bytes())
         self.models = Registry(folder, self.database, self.key, now_ms=now_ms)
         self._roster = Roster.of(folder, NotRunning())
         self._settle()

@@ -36,7 +36,7 @@ import numpy as np
 from penchant.common.artifacts.bundle import Bundle, catalogue_bytes, read_catalogue
 from penchant.common.artifacts.manifest import Blob, Manifest, Offer, Pointer, Seen
 from penchant.common.artifacts.release import Release
-from penchant.common.artifacts.signing import Certificate, Envelope, PublicKey, SigningKey
+from penchant.common.artifacts.signing import SKEW_MS, Certificate, Envelope, PublicKey, SigningKey
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import InvalidConfig, MalformedArtifact, MalformedData, PenchantError, UntrustedArtifact
 from penchant.common.inference.scorer import scorer
@@ -368,8 +368,8 @@ class Registry:
         return had[0]
 
     def renew(self) -> list[str]:
-        """Signs anew what would expire within half of `expires_days`, came with another certificate than today's, or
-        was restored from a backup.
+        """Signs anew what would expire within half of `expires_days`, what came with another certificate than today's,
+        what was restored from a backup, and what a clock that was ahead dated: no device takes it yet.
 
         Returns:
             The channels.
@@ -383,9 +383,9 @@ class Registry:
             try:
                 with self._moving() as db:
                     now = self._channel(path)
-                    left = now.expires_ms - self._now_ms()
-                    fresh = left >= half and now.sequence > self._floor()
-                    if fresh and now.offer.certificate == self._certificate()[0]:
+                    today, dated = self._now_ms(), now.created_ms
+                    same = now.offer.certificate == self._certificate()[0] and now.sequence > self._floor()
+                    if now.expires_ms - today >= half and same and dated <= today + SKEW_MS:
                         continue
                     self._point(db, now.name, now.model, "renewed")
                 renewed.append(now.name)
@@ -425,7 +425,8 @@ class Registry:
     def _point(self, db: Connection, channel: str, model: str, why: str) -> None:
         """The new pointer, and its row; both while the database's write lock is held."""
         key, (certificate, _) = self._signer(), self._certificate()
-        now, path = self._now_ms(), channel_file(self._root, channel)
+        starts_ms = Certificate.read(certificate, self._app.root).not_before_ms
+        now, path = max(self._now_ms(), starts_ms), channel_file(self._root, channel)  # a clock may have fallen back
         noted = db.execute("SELECT max(sequence) FROM moves WHERE channel = ?", (channel,)).fetchone()[0] or 0
         pointer = Pointer(
             app_id=self._app.app_id,
