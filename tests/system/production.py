@@ -59,7 +59,7 @@ class Production:
 
     def penchant(self, *argv: str, ok: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a command; what it printed is shown where it fails."""
-        parts = (str(ROOT / part) for part in ("common", "client", "server", "simulations"))
+        parts = (str(ROOT / part) for part in ("common", "client", "server", "simulations", "."))
         path = os.pathsep.join((*parts, os.environ.get("PYTHONPATH", "")))
         done = subprocess.run(
             [sys.executable, "-m", "penchant.common.cli", *argv],
