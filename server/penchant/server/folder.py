@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +46,9 @@ class Addresses:
     Attributes:
         edge: the proxy's, which devices reach; everything else stays on this machine.
         public: how devices name the edge; "" for `edge` itself.
-        operator: metrics, health, the operator's page, tokens for the app's backend.
+        operator: metrics, health, the operator's page, tokens for the app's backend; in the clear, so beyond 127.0.0.1
+            only on a network of your own, such as a container's.
+        operator_names: host names beside that address under which it may be asked; any other is refused.
         superlink: Flower's, all of its APIs on one port.
         services: the gRPC service of distribution and enrolment.
     """
@@ -55,10 +58,12 @@ class Addresses:
     operator: str = "127.0.0.1:8444"
     superlink: str = "127.0.0.1:8445"
     services: str = "127.0.0.1:8446"
+    operator_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen = set()
-        for name, address in config.encode(self).items():
+        for name in ("edge", "public", "operator", "superlink", "services"):
+            address = getattr(self, name)
             host, _, port = address.rpartition(":")
             if not host or not port.isdigit() or not 0 < int(port) < 65536:
                 raise InvalidConfig(f"addresses.{name} must be host:port, such as 127.0.0.1:8443, not {address!r}")
@@ -69,6 +74,11 @@ class Addresses:
         for name in ("superlink", "services"):
             if getattr(self, name).rpartition(":")[0] not in ("127.0.0.1", "localhost"):
                 raise InvalidConfig(f"addresses.{name} must stay on this machine: 127.0.0.1")
+        names = self.operator_names
+        if not isinstance(names, tuple) or not all(re.fullmatch(r"[A-Za-z0-9._-]+", str(name)) for name in names):
+            raise InvalidConfig(
+                f'addresses.operator_names must be host names, such as ["penchant"], not {names!r}'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,20 @@ def configure_init(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--promote", choices=("by hand", "automatic"), help="how a new model becomes stable (default: by hand)"
     )
+    how.add_argument(
+        "--operator",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where the operator's page, metrics and tokens listen, in the clear; 0.0.0.0 only inside a container "
+        "(default: 127.0.0.1)",
+    )
+    how.add_argument(
+        "--operator-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another host name that they may be asked under, such as the container's (default: none)",
+    )
 
 
 def run_init(args: argparse.Namespace, *, now_ms: int | None = None) -> int:
@@ -161,7 +175,8 @@ def _settings(args: argparse.Namespace, start: Start) -> Settings:
     addresses = Addresses(
         edge=f"{listens}:{args.port}",
         public=f"[{host}]:{args.port}" if ":" in host else f"{host}:{args.port}",
-        operator=f"127.0.0.1:{args.port + 1}",
+        operator=f"{args.operator}:{args.port + 1}",
+        operator_names=tuple(args.operator_name),
         superlink=f"127.0.0.1:{args.port + 2}",
         services=f"127.0.0.1:{args.port + 3}",
     )
@@ -204,6 +219,10 @@ def _words(args: argparse.Namespace, folder: Folder, start: Start) -> str:
     ]
     if args.budget is None and plan.unit == "user":
         warnings.append("a round that is repeated after a crash is charged again: --budget would stop there")
+    if args.operator not in ("127.0.0.1", "localhost"):
+        warnings.append(
+            f"the operator's page listens at {settings.addresses.operator} in the clear: let nobody but you reach it"
+        )
     if not args.host:
         warnings.append("no --host was given: only this machine reaches the server")
     if args.bundle is None and args.catalogue is None:

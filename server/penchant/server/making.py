@@ -226,10 +226,10 @@ def to_toml(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _value(value: str | int | float) -> str:
+def _value(value: str | int | float | list[str]) -> str:
     if isinstance(value, str) and not value.isprintable():
         raise InvalidConfig(f"{value!r} has characters that cannot be printed")
-    return json.dumps(value, ensure_ascii=False)  # of strings and numbers, TOML reads what JSON writes
+    return json.dumps(value, ensure_ascii=False)  # of strings, numbers and lists, TOML reads what JSON writes
 
 
 def flower_app(settings: Settings) -> str:

@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
             models=lambda database: Registry(folder, database, release_key(folder)),
             extra_routes=[enrolment.mint_route(folder, opened)],
             probes={"superlink": lambda: _missing(folder)},
+            hosts=at.operator_names,
             closing=closing,
         )
         server = _Server(
