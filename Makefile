@@ -19,7 +19,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -p no:cacheprovide
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo films install install-dev test test-all mutants lint results constraints system-deps clean check-python
+.PHONY: help demo films install install-dev test test-all mutants lint results constraints sbom audit system-deps clean check-python
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,14 @@ results: install-dev ## compute the tables in the documentation again
 
 constraints: install-dev ## write constraints.txt from what is installed
 	$(BIN)/python scripts/write_constraints.py
+
+sbom: install-dev ## write sbom.cdx.json, the bill of materials (CycloneDX) of what is installed, and validate it
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-format JSON --output-file sbom.cdx.json $(BIN)/python
+
+# --strict: a package that the service does not know is a failure, since nothing was said of it.
+audit: install-dev ## ask the Python packaging index for known vulnerabilities of what constraints.txt pins
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 system-deps: ## install the Debian packages that tests need (root only)
 	@if [ -z "$(strip $(SYSTEM_PACKAGES))" ]; then echo 'system-deps: none needed'; \
