@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from penchant.client._conditions import Refusal
 from penchant.client._distribution import fetch_offer
 from penchant.client._enrolment import enrol, revoke
-from penchant.client._participation import Refusal
 from penchant.client._transport import new_node_key
 from penchant.common.artifacts.bundle import App
 from penchant.common.artifacts.manifest import Offer

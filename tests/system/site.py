@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from penchant.client import Client, PassphraseKey
+from penchant.client._conditions import Conditions, Policy
 from penchant.client._enrolment import enrol
-from penchant.client._participation import Conditions, Outcome, Pace, Participation, Policy, Report, fleet
+from penchant.client._outcomes import Outcome, Report
+from penchant.client._participation import Pace, Participation, fleet
 from penchant.client._transport import new_node_key
 from penchant.common.artifacts.bundle import App, Bundle
 from penchant.common.interactions import Interactions

@@ -382,9 +382,9 @@ def exchange(
             log.warning("answers could not be fetched", exc_info=error)
             found = []
         while found:
-            node = waiting.pop(found[0].metadata.reply_to_message_id, None)  # None: a second one to the same order
-            if node is not None and found[0].has_error() and found[0].metadata.src_node_id != node:  # the SuperLink's
-                yield Unanswered(node, _failure(found.pop(0)))
+            asked = waiting.pop(found[0].metadata.reply_to_message_id, 0)  # 0: a second one to the same order
+            if asked and found[0].has_error() and found[0].metadata.src_node_id != asked:  # the SuperLink's
+                yield Unanswered(asked, _failure(found.pop(0)))
             else:
                 yield found.pop(0)  # held by nobody once it is summed
         if waiting:

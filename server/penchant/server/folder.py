@@ -76,9 +76,7 @@ class Addresses:
                 raise InvalidConfig(f"addresses.{name} must stay on this machine: 127.0.0.1")
         names = self.operator_names
         if not isinstance(names, tuple) or not all(re.fullmatch(r"[A-Za-z0-9._-]+", str(name)) for name in names):
-            raise InvalidConfig(
-                f'addresses.operator_names must be host names, such as ["penchant"], not {names!r}'
-            )
+            raise InvalidConfig(f'addresses.operator_names must be host names, such as ["penchant"], not {names!r}')
 
 
 @dataclass(frozen=True, kw_only=True)
