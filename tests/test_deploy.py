@@ -26,6 +26,8 @@ from penchant.common.errors import InvalidConfig
 from penchant.server import web
 from penchant.server.database import Database
 from penchant.server.folder import Folder
+from penchant.server.serve_command import serve
+from tests.server.commands import run
 from tests.server.history import serving
 from tests.server.operators import an_operator
 from tests.test_repository import ROOT
@@ -260,6 +262,21 @@ def test_in_a_container_s_network_the_operator_s_page_is_asked_under_its_name_an
     for wrong in ('"penchant"', '["penchant:8444"]', '["*"]'):
         with pytest.raises(InvalidConfig, match="operator_names"):
             an_operator(tmp_path / "other", toml=f"[addresses]\noperator_names = {wrong}\n")
+
+
+def test_a_folder_for_a_container_says_that_its_page_is_in_the_clear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "items.csv").write_text("item\nfilm:1\nfilm:2\n")
+    options = ("--catalogue", str(tmp_path / "items.csv"), "--host", "films.example")
+    assert (
+        run(serve, "init", str(tmp_path / "a"), *options, "--operator", "0.0.0.0", "--operator-name", "penchant") == 0
+    )
+    assert "0.0.0.0:8444 in the clear" in capsys.readouterr().out
+    at = Folder(tmp_path / "a").settings.addresses
+    assert (at.edge, at.operator, at.operator_names) == ("0.0.0.0:8443", "0.0.0.0:8444", ("penchant",))
+    assert run(serve, "init", str(tmp_path / "b"), *options) == 0
+    assert "in the clear" not in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------- systemd

@@ -8,13 +8,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from penchant.common.cli import parser
 from penchant.server.database import Database
 from tests.system.production import ROOT, free_ports
-from tests.test_repository import Fence, fences
+from tests.test_repository import Fence, commands, fences, make_targets, refusals
 
 TEXT = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
 NOT_RUN = {
@@ -51,7 +53,7 @@ class Terminal:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{self._logs()}"
@@ -116,6 +118,16 @@ def test_what_is_not_run_says_why() -> None:
     shell = [block for block in fences(TEXT) if block.language == "sh"]
     assert {block.not_run for block in shell if block.not_run} == NOT_RUN
     assert sum(not block.not_run for block in shell) == 13
+
+
+def test_what_is_not_run_is_at_least_a_command_that_there_is() -> None:
+    blocks = [replace(block, not_run="") for block in fences(TEXT) if block.not_run]
+    assert refusals(blocks, parser(), make_targets()) == []
+    inside = [words for block in blocks for words in commands(block) if words[0] == "docker"]
+    ours = [words[words.index(verb) :] for words in inside for verb in ("serve", "round") if verb in words]
+    assert [words[:2] for words in ours] == [["serve", "init"], ["round", "status"]]
+    for words in ours:
+        parser().parse_args(words)
 
 
 def test_a_command_that_fails_is_found(tmp_path: Path) -> None:
