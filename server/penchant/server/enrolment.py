@@ -571,7 +571,7 @@ def mint_route(folder: Folder, open: Callable[[], Database], *, per_minute: int 
     roster = Roster.of(folder, NotRunning(), open=open)
     admin = secret(folder.keys / "admin.token").strip()
     if len(admin) < 32:
-        raise InvalidConfig("keys/admin.token is shorter than 32 characters: penchant keys makes a new one")
+        raise InvalidConfig("keys/admin.token is shorter than 32 characters: write a new one, as docs/operate.md says")
     strangers, minted = Limiter(folder.settings.enrolment.per_minute), Limiter(per_minute)
 
     async def mint(request: Request) -> Response:
