@@ -210,7 +210,7 @@ def test_what_leaves_is_the_nodes_sum_sealed_and_is_written_down() -> None:
     assert outcome.report == report
     assert (report.round, report.plan, report.bytes, report.sealed) == (1, PLAN.digest, len(sent.content), True)
     assert report.at_ms == NOW_MS
-    assert report.trusted == ("noise", "sampling", "cohort")
+    assert report.trusted == ("noise", "sampling", "cohort", "that a repeated try is charged")
     assert "unit user" in report.guarantee
     assert "accountant GDP" in report.guarantee
     assert Report.from_record(report.to_record()) == report

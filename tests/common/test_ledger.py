@@ -369,12 +369,13 @@ def test_further_tries_at_a_round_are_one_participation_where_the_noise_is_the_s
     for attempt in (0, 1, 3):
         ledger.participate(4, 1, attempt, None, plan="p", cap=1)
     assert (ledger.participations(4, "p"), sorted(ledger.rounds(4, "p"))) == (1, [1])
-    for number, attempt in ((2, 0), (1, 3)):  # another round, and the same try again
+    for number, attempt in ((2, 0), (1, 3), (1, 2)):  # another round, the same try again, one that was passed over
         with pytest.raises(PrivacyRefused, match="cap of 1"):
             ledger.participate(4, number, attempt, None, plan="p", cap=1)
-    for attempt in range(4, 1 + MOST_TRIES):
+    for attempt in range(4, 2 + MOST_TRIES):
         ledger.participate(4, 1, attempt, None, plan="p", cap=1)
-    with pytest.raises(PrivacyRefused, match="16 tries at round 1"):
+    assert ledger.further(4, "p") == MOST_TRIES
+    with pytest.raises(PrivacyRefused, match="16 further tries"):
         ledger.participate(4, 1, 99, None, plan="p", cap=1)
 
 

@@ -76,7 +76,7 @@ def test_show_tells_of_every_ledger_of_a_run(run: Path, capsys: pytest.CaptureFi
         "  budget          ε ≤ 4 at δ = 1e-05, unit user (add/remove one profile), accountant GDP; left 0.291",
         "  charges         3 for 2 rounds, 1 of them repeats",
         "  releases        3",
-        "  participations  0 of 0 profiles",
+        "  participations  0 of 0 profiles, in 0 tries",
         f"  head            {head}",
     ]
     assert "δ = 1e-06, unit interaction (add/remove one interaction)" in second

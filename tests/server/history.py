@@ -105,9 +105,9 @@ class History:
             now_ms=lambda: self.now_ms,
         )
 
-    def want(self, rounds: str) -> None:
+    def want(self, rounds: str, *, hold: str = "") -> None:
         with Database(self.folder.database) as database:
-            database.set_switch("rounds", rounds)
+            database.set_switches({"rounds": rounds, "hold": hold})
 
     def place(self, place: int, *, left: bool = False) -> None:
         with Database(self.folder.database) as database, database.transaction() as db:

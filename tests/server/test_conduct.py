@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -111,7 +112,7 @@ def app(*ways: Way) -> ClientApp:
 
 
 def play(here: Here, grid: LocalGrid) -> Here:
-    conduct(grid, here, sleep=lambda seconds: None)
+    conduct(grid, here, sleep=lambda seconds: time.sleep(1e-4))
     grid.close()
     return here
 
@@ -223,10 +224,8 @@ def test_a_server_that_fails_for_a_while_delays_a_round_and_ends_none() -> None:
 
 def test_a_round_that_nobody_could_be_asked_for_is_abandoned_uncharged_and_tried_again() -> None:
     here = play(Here(stop_after=2), Faulty(spoiled=(1, 2, 3)))
-    assert [(r.round, r.attempt, r.abandoned) for r in here.records] == [
-        (1, 0, "too few answers"),
-        (1, 1, "too few answers"),
-    ]
+    found = [(r.round, r.attempt, r.abandoned) for r in here.records]
+    assert found == [(1, 0, "too few answers"), (1, 1, "too few answers")]
     assert not here.ledger.entries
     assert here.made.progress.done == 0
 
@@ -240,73 +239,85 @@ def test_a_round_waits_for_its_minimum_of_devices_before_it_begins() -> None:
     assert here.records[0].answered == 3
 
 
-def test_a_silent_round_ends_at_its_deadline_and_is_abandoned() -> None:
-    now = [0.0]
+class Clock:
+    """Goes on only where somebody waits."""
 
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
+    def __init__(self) -> None:
+        self.s = 0.0
 
-    order = next(iter(exchange_orders()))
-    grid = Faulty(silent=True)
-    assert list(exchange(grid, [order], 60.0, now=lambda: now[0], sleep=sleep)) == []
-    assert 60.0 <= now[0] <= 60.1
-    assert order.metadata.ttl == 60.0  # nobody trains on it later
+    def now(self) -> float:
+        return self.s
 
-
-def exchange_orders() -> Iterable[Message]:
-    grid = Faulty()  # gives this process the identity that a Message needs
-    grid.close()
-    for number in (1, 2, 3):
-        yield Message(RecordDict({"order": ConfigRecord({})}), dst_node_id=number, message_type="train")
+    def sleep(self, seconds: float) -> None:
+        self.s += max(seconds, 1e-3)
+        time.sleep(1e-4)
 
 
-def test_what_the_superlink_says_in_place_of_a_node_is_counted_as_that_nodes() -> None:
-    class Gone(Faulty):
+def sent_by(grid: LocalGrid, orders: list[Message], clock: Clock, **more: Any) -> list[Message | Unanswered]:
+    return list(exchange(grid, orders, 60.0, now=clock.now, sleep=clock.sleep, **more))
+
+
+def test_a_silent_round_ends_at_its_deadline_and_no_order_outlives_it() -> None:
+    grid, clock = Faulty(silent=True), Clock()
+    orders = orders_for(grid)
+    assert sent_by(grid, orders, clock) == []
+    assert 60.0 <= clock.s <= 60.1
+    assert {order.metadata.ttl for order in orders} == {60.0}  # nobody trains on it later
+
+
+class Coming(Faulty):
+    """Devices connect one after another, `every` lookings apart."""
+
+    def __init__(self, every: int, clock: Clock) -> None:
+        super().__init__()
+        self.looks, self.every, self.clock = 0, every, clock
+        self.asked: list[tuple[int, float]] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.looks += 1
+        return list(super().get_node_ids())[: self.looks // self.every]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        self.asked += [(message.metadata.dst_node_id, self.clock.s) for message in batch]
+        return super().push_messages(batch)
+
+
+def test_an_order_is_sent_when_its_device_connects_and_none_before_the_minimum_of_drawn_ones_has() -> None:
+    clock = Clock()
+    grid = Coming(3, clock)
+    found = sent_by(grid, orders_for(grid), clock, minimum=2)
+    assert [isinstance(one, Message) for one in found] == [True] * 3
+    (first, at), (second, then), (third, later) = grid.asked
+    assert [first, second, third] == [1, 2, 3]
+    assert at == then < later
+
+
+def test_no_device_spends_a_try_on_a_round_that_too_few_can_be_asked_for() -> None:
+    clock = Clock()
+    grid = Coming(10**6, clock)
+    assert sent_by(grid, orders_for(grid), clock, minimum=1) == [Unanswered(n, "unavailable") for n in (1, 2, 3)]
+    assert grid.asked == []
+
+
+def test_an_answer_in_the_name_of_another_device_is_not_read() -> None:
+    class Lying(Faulty):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
             found = list(super().pull_messages(message_ids))
             for message in found:
-                if message.metadata.src_node_id == NODES[2]:
-                    told = Message(Error(5, "Node Unavailable"), reply_to=message)
-                    told.metadata.__dict__["_reply_to_message_id"] = message.metadata.reply_to_message_id
-                    told.metadata.__dict__["_src_node_id"] = told.metadata.__dict__["_dst_node_id"] = 99
-                    message = told
-                yield message
+                if message.metadata.src_node_id == 2:
+                    message.metadata.__dict__["_src_node_id"] = 3
+            return found
 
-    here = play(Here(stop_after=1), Gone())
-    assert [(r.answered, dict(r.refused)) for r in here.records] == [(2, {"unavailable": 1})]
-
-
-@pytest.mark.parametrize("way", [replied, error(2)])
-def test_a_second_reply_to_the_same_order_counts_for_nothing(way: Way) -> None:
-    class Twice(LocalGrid):
-        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-            return [message for message in super().pull_messages(message_ids) for _ in range(2)]
-
-    here = play(Here(stop_after=1), Twice(app(replied, replied, way), 3))
-    answered = 3 if way is replied else 2
-    refused = here.records[0].refused
-    assert here.records[0].answered == answered
-    assert refused["duplicate"] == answered
-    assert refused.get("error", 0) == 2 * (3 - answered)
-    np.testing.assert_array_equal(here.made.state["seen"], one_each(way))
-
-
-def one_each(way: Way) -> np.ndarray:
-    return play(Here(stop_after=1), LocalGrid(app(replied, replied, way), 3)).made.state["seen"]
-
-
-def test_orders_after_the_deadline_are_not_sent() -> None:
-    now = iter([0.0, 0.0, 61.0, 61.0, 61.0])
-    grid = Faulty(silent=True)
-    found = list(exchange(grid, exchange_orders(), 60.0, now=lambda: next(now, 61.0), sleep=lambda seconds: None))
-    assert found == [Unanswered(2), Unanswered(3)]
+    here = play(Here(stop_after=1), Lying())
+    assert [(r.answered, dict(r.refused)) for r in here.records] == [(2, {"unreadable": 1})]
 
 
 def test_answers_are_held_by_nobody_once_they_were_read() -> None:
     grid = Faulty()
     alive: list[int] = []
     seen: list[Any] = []
-    for message in exchange(grid, orders_for(grid), 60.0, sleep=lambda seconds: None):
+    for message in exchange(grid, orders_for(grid), 60.0, sleep=lambda seconds: time.sleep(1e-3)):
         seen.append(weakref.ref(message))
         del message
         gc.collect()

@@ -26,7 +26,7 @@ def test_a_folder_reads_what_the_operator_wrote(tmp_path: Path) -> None:
     [
         ("[rounds]\nminimum = 0\n", "minimum"),
         ("[rounds]\ndeadline = 5\n", "deadline_s"),
-        ("[rounds]\nenough = 1\nminimum = 2\n", "minimum 2"),
+        ("[rounds]\nenough = 1\n", "enough"),
         ("[models]\npromote = 'now'\n", "by hand"),
         ("[addresses]\nedge = 'nowhere'\n", "host:port"),
         ("[addresses]\nedge = '0.0.0.0:8444'\n", "8444"),

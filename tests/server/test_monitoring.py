@@ -141,7 +141,7 @@ def test_a_pause_and_the_end_of_a_plan_are_told_apart(tmp_path: Path) -> None:
     assert status(history.folder).running
     history.want("paused")
     assert status(history.folder).why == "paused by the operator"
-    history.want("paused: the disk is full")
+    history.want("paused", hold="the disk is full")
     assert (status(history.folder).running, status(history.folder).why) == (False, "paused: the disk is full")
     for _ in range(12):
         history.round(drawn=50)

@@ -239,6 +239,9 @@ def test_after_a_restore_rounds_start_only_when_the_operator_confirms(tmp_path: 
         with pytest.raises(InvalidConfig, match="after-restore"):
             wanted.start(database)
         assert not wanted.wanted(database)
+        wanted.pause(database)  # by the operator, or the page: no word about the ledger
+        with pytest.raises(InvalidConfig, match="after-restore"):
+            wanted.start(database)
         wanted.start(database, after_restore=True)
         assert wanted.wanted(database)
 

@@ -11,13 +11,13 @@ from penchant.common.errors import BudgetExhausted, InvalidConfig
 from penchant.common.privacy.ledger import Ledger
 from penchant.common.streams import Streams
 from penchant.server.rounds import Phase, RoundRecord, Rounds
-from tests.server.test_rounds import COINS, LEARNER, PLAN, ROSTER, answer, charges, play, seen
+from tests.server.test_rounds import LEARNER, PLAN, ROSTER, answer, charges, play, seen
 
 
 class Watched:
     """Rounds with everything that they told."""
 
-    def __init__(self, *, stop_at: str = "", minimum: int = 0, enough: int = 0, budget: float | None = None) -> None:
+    def __init__(self, *, stop_at: str = "", minimum: int = 0, budget: float | None = None) -> None:
         self.told: list[tuple[Phase, RoundRecord]] = []
         self.ledger = Ledger("default", delta=1e-5, budget=budget)
         self.stop_at, self.tries = stop_at, 0
@@ -31,7 +31,6 @@ class Watched:
             watch=self.watch,
             attempts=lambda number: self.tries,
             minimum=minimum,
-            enough=enough,
         )
 
     def watch(self, phase: Phase, record: RoundRecord) -> None:
@@ -91,26 +90,12 @@ def test_a_round_with_too_few_answers_is_abandoned_uncharged_and_its_late_answer
     assert run.rounds.progress.done == 1
 
 
-def test_no_more_than_enough_answers_are_read_and_the_divisor_stays() -> None:
-    run = Watched(enough=2)
+def test_every_answer_is_read_so_that_one_person_more_pushes_nobody_out() -> None:
+    run = Watched(minimum=1)
     orders = run.rounds.open()
     replies = iter([answer(shard, order) for shard, order in orders.items()])
-    assert run.rounds.close(replies).answered == 2
-    assert len(list(replies)) == 1
-    assert LEARNER.divisor == PLAN.cohort
-
-
-def test_poisson_sampling_never_closes_early() -> None:
-    with pytest.raises(InvalidConfig, match="poisson"):
-        Rounds(
-            learner=LEARNER,
-            settings={},
-            plan=COINS,
-            roster=ROSTER,
-            ledger=Ledger("default", delta=1e-5),
-            streams=Streams(0),
-            enough=2,
-        )
+    assert run.rounds.close(replies).answered == len(orders)
+    assert list(replies) == []
 
 
 def test_a_round_can_be_given_up_at_any_point_but_once() -> None:

@@ -430,7 +430,8 @@ def _charges(site: Site) -> int:
 
 
 def expired_key(site: Site) -> str:
-    return refused_by_all(site, certificate=_certificate(site, _root(site), not_after_ms=_now_ms() - 1000))
+    over = {"not_before_ms": _now_ms() - 2 * DAY_MS, "not_after_ms": _now_ms() - DAY_MS}
+    return refused_by_all(site, certificate=_certificate(site, _root(site), **over))
 
 
 def unknown_key(site: Site) -> str:

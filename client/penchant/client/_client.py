@@ -698,7 +698,10 @@ class Client:
 _BUNDLE = "app.bundle"
 _UNITS = {"server": ["user", "interaction"], "own device": ["interaction"], "nobody": list[str]()}
 """What kinds of plan a person's trust agrees to: unit user is the server's to keep."""
-_TRUSTED = ("that the server adds its noise", "how it draws a cohort", "how many others are in a sum")
+_TRUSTED = (
+    *("that the server adds its noise", "how it draws a cohort", "how many others are in a sum"),
+    "that it charges each repeated try at a round",
+)
 _LEDGER, _PLANS, _REVOKE_S = "ledger.sqlite", "plans.json", 5.0
 _LOST = "every event, preference and profile on this device"
 _LOST_PLACE = ", and its place in rounds: it must enrol anew, and the budget that was spent stays spent"

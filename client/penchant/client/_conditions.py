@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from penchant.common.errors import InvalidConfig, MissingExtra
 from penchant.common.privacy import accounting
 from penchant.common.privacy.events import Event, Gaussian
-from penchant.common.privacy.ledger import Ledger
+from penchant.common.privacy.ledger import MOST_TRIES, Ledger
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan, Unit
 
 log = logging.getLogger("penchant.client")
@@ -139,7 +139,7 @@ def promise(plan: PrivacyPlan) -> Promise:
     here = ("clip", "participation cap", "budget")
     if plan.unit == "interaction":
         return Promise(guarantee, (*here, "noise", "sampling"), ())
-    return Promise(guarantee, here, ("noise", "sampling", "cohort"))
+    return Promise(guarantee, here, ("noise", "sampling", "cohort", "that a repeated try is charged"))
 
 
 def no_moment(policy: Policy, now: Conditions, unit: Unit) -> Refusal | None:
@@ -163,7 +163,7 @@ def no_room(
     ledger: Ledger,
     plans: Mapping[str, PrivacyPlan],
     *,
-    round: int | None = None,
+    asked: tuple[int, int] | None = None,
     released: int | None = None,
 ) -> Refusal | None:
     """What of cap and budget is used up.
@@ -173,17 +173,18 @@ def no_room(
 
     Args:
         plans: all that this device was enrolled under, by digest.
-        round: that is asked for; None before any is.
+        asked: round and try that are; None before any is.
         released: rounds of the plan that this device has a release of, so that no more tries at them can come; None if
             all of them.
     """
     own = policy.max_participations
     cap = plan.max_participations if own is None else min(own, plan.max_participations)
-    if ledger.participations(ME, plan.digest) >= cap:
-        mine = ledger.rounds(ME, plan.digest)
-        last = max(mine, default=0)
-        again = round in mine if round is not None else released is not None and last > released
-        if not again or plan.device is not None:
+    if asked is not None and ledger.is_further(ME, plan.digest, *asked):
+        if ledger.further(ME, plan.digest) >= MOST_TRIES:
+            return Refusal.CAP_REACHED
+    elif ledger.participations(ME, plan.digest) >= cap:
+        last = max(ledger.rounds(ME, plan.digest), default=0)
+        if asked is not None or plan.device is not None or released is None or last <= released:
             return Refusal.CAP_REACHED
     budgets = [b for b in (policy.budget, ledger.budget) if b is not None]
     if not budgets or plan.unit == "none":

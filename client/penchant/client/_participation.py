@@ -425,7 +425,7 @@ class Participation:
         order = self._order(content)
         to = self._round_key(order)
         self._ask(self._no_moment())
-        self._ask(self._no_room(order.round))
+        self._ask(self._no_room(order))
         turn.check()
         try:
             with self._beating(line):
@@ -441,8 +441,7 @@ class Participation:
         except BudgetExhausted as error:
             raise _Refused(Refusal.BUDGET_EXHAUSTED, str(error)) from None
         except PrivacyRefused as error:
-            full = self._ledger.participations(ME, self._plan.digest) >= self._plan.max_participations
-            raise _Refused(Refusal.CAP_REACHED if full else Refusal.UNKNOWN_PLAN, str(error)) from None
+            raise _Refused(Refusal.UNKNOWN_PLAN, str(error)) from None
         answer = Sum(
             round=order.round, attempt=order.attempt, content=total if to is None else seal(total, to[0], to[1])
         )
@@ -462,7 +461,7 @@ class Participation:
         with self._lock:
             turn.check()
             if beside:
-                self._ask(self._no_room(order.round))
+                self._ask(self._no_room(order))
                 self._charge(order)
             self._journal.append(report)
         self._patiently(turn, lambda: line.reply(task, answer), at_most_s=self._pace.reply_s)
@@ -478,7 +477,7 @@ class Participation:
         """
         assert self._trainer is not None
         taken = self._ledger.participations(ME, self._plan.digest)
-        if self._plan.device is None and order.round in self._ledger.rounds(ME, self._plan.digest):
+        if self._ledger.is_further(ME, self._plan.digest, order.round, order.attempt):
             taken -= 1  # a further try at a round is no further participation
         try:
             return self._trainer.answer(order, state, self._history(), taken=taken, look=turn.check)
@@ -489,9 +488,10 @@ class Participation:
                 self._charge(order)
             raise
 
-    def _no_room(self, round: int | None = None) -> Refusal | None:
+    def _no_room(self, order: Order | None = None) -> Refusal | None:
+        asked = None if order is None else (order.round, order.attempt)
         released = self._released()
-        return no_room(self._plan, self._policy, self._ledger, self._plans, round=round, released=released)
+        return no_room(self._plan, self._policy, self._ledger, self._plans, asked=asked, released=released)
 
     def _charge(self, order: Order) -> None:
         plan = self._plan
@@ -570,8 +570,8 @@ class Participation:
             raise _Refused(Refusal.UNKNOWN_PLAN, "the order's plan is not the one enrolled under")
         if order.users != (0,):
             raise _Refused(Refusal.UNKNOWN_TASK, "the order is for others than the one person here")
-        mine = [e.round for e in self._ledger.entries if e.kind == "participation" and e.plan == self._plan.digest]
-        if self._policy.rounds_apart and mine and order.round - max(mine) <= self._policy.rounds_apart:
+        last = max(self._ledger.rounds(ME, self._plan.digest) - {order.round}, default=None)
+        if self._policy.rounds_apart and last is not None and order.round - last <= self._policy.rounds_apart:
             raise _Refused(Refusal.OUTSIDE_WINDOW, f"{self._policy.rounds_apart} rounds are sat out between two")
         return order
 

@@ -20,9 +20,13 @@ import logging
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -49,9 +53,16 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from penchant.common.arrays import view_npy, write_npy
 from penchant.common.artifacts.sealing import RoundOpener
@@ -69,6 +80,8 @@ from penchant.common.wire import Order, Reply
 from penchant.server.rounds import RoundRecord, Rounds
 
 log = logging.getLogger("penchant.server")
+PULLS, PULL_S, MOST_OBJECTS = 8, 30.0, 64
+"""Answers that are fetched at once, seconds that one may take, and pieces (of 5 MiB at most) that one may be in."""
 AfterRound = Callable[[RoundRecord, Rounds], None]
 
 
@@ -320,7 +333,7 @@ def conduct(grid: Grid, here: Operated, *, sleep: Callable[[float], None] = time
     here.publish()  # what was released just before the last process ended
     while here.go_on():
         shards = {node: place for place, node in here.nodes().items()}
-        if not _there(grid, shards, settings.minimum):
+        if len(_online(grid) & shards.keys()) < settings.minimum:
             sleep(min(settings.retry_s, 1.0))
             continue
         rounds = strategy = None
@@ -328,7 +341,9 @@ def conduct(grid: Grid, here: Operated, *, sleep: Callable[[float], None] = time
             rounds = here.rounds()
             strategy = PrivateSumStrategy(rounds, shards, lambda record, rounds: None, sealing)
             orders = strategy.configure_train(1, to_record(rounds.learner.released(rounds.state)), ConfigRecord(), grid)
-            strategy.aggregate_train(1, exchange(grid, orders, settings.deadline_s, sleep=sleep))
+            strategy.aggregate_train(
+                1, exchange(grid, orders, settings.deadline_s, minimum=settings.minimum, sleep=sleep)
+            )
         except PrivacyRefused as error:
             log.error("no round", extra={"why": str(error)})
             if rounds is not None and rounds.is_open:
@@ -349,55 +364,117 @@ def exchange(
     messages: Iterable[Message],
     deadline_s: float,
     *,
+    minimum: int = 0,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Message | Unanswered]:
     """Sends orders and gives answers as they come, until all are there or the time is over. It raises nothing.
 
-    Each order goes out alone: a node that spoils the objects of its message (one that confirms it before they are all
-    there does) is one that could not be asked, and no other's. Nothing is asked for longer than the deadline, so an
-    order that nobody fetched is not trained on later.
+    An order is sent when its node is connected, and none before so many are, so that no device spends a try on a round
+    that cannot be. Each goes out alone: a node that spoils the objects of its message (one that confirms it before they
+    are all there does) is one that could not be asked, and no other's. So is each answer fetched, in one of a few
+    threads and for PULL_S at most: one that is never whole, or none, is its node's alone.
+
+    An order is good until the deadline, so that one nobody fetched is not trained on later.
     """
-    until, waiting = now() + deadline_s, dict[str, int]()
-    for message in messages:
-        node, left = message.metadata.dst_node_id, until - now()
-        if left <= 0:
-            yield Unanswered(node)
-            continue
-        message.metadata.ttl = left
-        try:
-            sent = list(grid.push_messages([message]))
-        except Exception as error:  # of Flower's and its HTTP client's many
-            log.warning("an order was not sent", exc_info=error)
-            sent = []
-        if sent and sent[0]:
-            waiting[sent[0]] = node
-        else:
-            yield Unanswered(node)
     began = now()
-    while waiting and now() < until:
-        try:
-            found = list(grid.pull_messages(list(waiting)))
-        except Exception as error:
-            log.warning("answers could not be fetched", exc_info=error)
-            found = []
-        while found:
-            asked = waiting.pop(found[0].metadata.reply_to_message_id, 0)  # 0: a second one to the same order
-            if asked and found[0].has_error() and found[0].metadata.src_node_id != asked:  # the SuperLink's
-                yield Unanswered(asked, _failure(found.pop(0)))
-            else:
-                yield found.pop(0)  # held by nobody once it is summed
-        if waiting:
-            sleep(max(0.0, min(0.2 + (now() - began) / 20, 3.0, until - now())))
-
-
-def _there(grid: Grid, shards: dict[int, int], minimum: int) -> bool:
-    """Whether enough devices of the roster are connected to try a round at all."""
+    until, due, begun = began + deadline_s, began, minimum == 0
+    pending = {message.metadata.dst_node_id: message for message in messages}
+    waiting, pulled = dict[str, int](), dict[Future[Message], int]()
+    listed = deque[tuple[int, Callable[[], Message]]]()
+    pool = ThreadPoolExecutor(PULLS, "penchant-pull")
     try:
-        return len(shards.keys() & set(grid.get_node_ids())) >= minimum
-    except Exception as error:
+        while (pending or waiting or listed or pulled) and now() < until:
+            if now() >= due and (pending or waiting):
+                here = _online(grid) & pending.keys() if pending else set[int]()
+                begun = begun or len(here) >= minimum
+                for node in sorted(here) if begun else ():
+                    if sent := _sent(grid, pending.pop(node), deadline_s):
+                        waiting[sent] = node
+                    else:
+                        yield Unanswered(node)
+                for asked, pull in _answers(grid, list(waiting)) if waiting and not listed else ():
+                    if asked in waiting:  # else a second answer to the same order
+                        listed.append((waiting.pop(asked), pull))
+                due = now() + min(0.2 + (now() - began) / 20, 3.0)
+            while listed and len(pulled) < PULLS:  # no more than can be summed soon lie in memory
+                node, pull = listed.popleft()
+                pulled[pool.submit(pull)] = node
+            if (done := next((future for future in pulled if future.done()), None)) is not None:
+                yield _answer(done, pulled.pop(done))
+            elif pending or waiting or pulled:
+                sleep(max(0.0, min(0.05 if pulled else due - now(), until - now())))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    for node in pending:
+        yield Unanswered(node, "unavailable")
+    for node in (*pulled.values(), *(node for node, _ in listed)):
+        yield Unanswered(node, "lost")
+
+
+def _online(grid: Grid) -> set[int]:
+    """Nodes that are connected; none where that cannot be told now."""
+    try:
+        return set(grid.get_node_ids())
+    except Exception as error:  # of Flower's and its HTTP client's many
         log.warning("devices could not be listed", exc_info=error)
-        return False
+        return set()
+
+
+def _sent(grid: Grid, message: Message, ttl_s: float) -> str:
+    """The number of an order that was sent; "" for one that was not."""
+    message.metadata.ttl = ttl_s
+    try:
+        return next(iter(grid.push_messages([message])), "") or ""
+    except Exception as error:
+        log.warning("an order was not sent", exc_info=error)
+        return ""
+
+
+def _answers(grid: Grid, asked: list[str]) -> list[tuple[str, Callable[[], Message]]]:
+    """Which of these orders have an answer, and what fetches it.
+
+    Flower's own `pull_messages` fetches all at once, waits up to two hours for objects that never come, and loses every
+    answer where one cannot be read.
+    """
+    try:
+        if not isinstance(grid, HttpGrid):
+            found = {one.metadata.reply_to_message_id: one for one in grid.pull_messages(asked)}
+            return [(name, partial(found.pop, name)) for name in found]
+        told = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
+    except Exception as error:
+        log.warning("answers could not be fetched", exc_info=error)
+        return []
+    pairs = zip(told.messages_list, told.message_object_trees, strict=True)
+    return [(one.metadata.reply_to_message_id, partial(_pulled, grid, one, tree)) for one, tree in pairs]
+
+
+def _pulled(grid: HttpGrid, told: ProtoMessage, tree: ObjectTree) -> Message:
+    client, run_id, name = grid._runtime_client, grid.run.run_id, told.metadata.message_id
+    objects = [one.object_id for one in islice(iterate_object_tree(tree), MOST_OBJECTS + 1)]
+    if len(objects) > MOST_OBJECTS:
+        raise MalformedContribution(f"an answer in more than {MOST_OBJECTS} pieces")
+    fetch = make_pull_object_fn_protobuf(pull_object_protobuf=client.PullObject, node=grid.node, run_id=run_id)
+    contents = pull_objects(objects, fetch, max_time=PULL_S)
+    client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=grid.node, run_id=run_id, message_object_id=name))
+    message = inflate_object_from_contents(name, contents)
+    if not isinstance(message, Message):
+        raise MalformedContribution("an answer that is no message")
+    return message
+
+
+def _answer(done: Future[Message], node: int) -> Message | Unanswered:
+    """What a node answered, if it can be read and is this node's."""
+    try:
+        message = done.result()
+    except ObjectPullError:
+        return Unanswered(node, "lost")
+    except Exception as error:  # what a hostile answer is inflated to raises nearly anything
+        log.warning("an answer could not be read", exc_info=error)
+        return Unanswered(node, "unreadable")
+    if message.metadata.src_node_id == node:
+        return message
+    return Unanswered(node, _failure(message) if message.has_error() else "unreadable")  # the SuperLink's, or a lie
 
 
 def _rest(here: Operated, seconds: float, sleep: Callable[[float], None]) -> None:

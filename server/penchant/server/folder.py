@@ -81,19 +81,19 @@ class Addresses:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
-    """How a round is run. None of it changes σ, clip or divisor.
+    """How a round is run. None of it changes σ, clip or divisor, nor whose answers are in the sum.
+
+    There is no "the first N": one person more would push another out, and the sum would move by twice the clip.
 
     Attributes:
         deadline_s: how long a round waits for answers.
         minimum: answers below which a round is abandoned, and nothing of it is released.
-        enough: answers after which a round closes early, with sampling "none" only; 0 waits for all or the deadline.
         pause_s: between two rounds.
         retry_s: after an abandoned round, doubled each time up to an hour.
     """
 
     deadline_s: float = 3600.0
     minimum: int = 1
-    enough: int = 0
     pause_s: float = 0.0
     retry_s: float = 10.0
 
@@ -101,10 +101,8 @@ class RoundSettings:
         for name in ("deadline_s", "retry_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidConfig(f"rounds.{name} must be positive and finite, not {getattr(self, name)}")
-        if self.minimum < 1 or self.enough < 0 or not 0 <= self.pause_s < float("inf"):
-            raise InvalidConfig("rounds needs minimum ≥ 1, enough ≥ 0 and a finite pause_s ≥ 0")
-        if 0 < self.enough < self.minimum:
-            raise InvalidConfig(f"rounds.enough {self.enough} is below minimum {self.minimum}: no round would be kept")
+        if self.minimum < 1 or not 0 <= self.pause_s < float("inf"):
+            raise InvalidConfig("rounds needs minimum ≥ 1 and a finite pause_s ≥ 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,12 @@ from penchant.common.privacy.ledger import Ledger
 from penchant.common.privacy.plan import Guarantee, PrivacyPlan
 from penchant.server.database import Database
 from penchant.server.folder import Folder
+from penchant.server.rounds import REFUSALS
+from penchant.server.wanted import BY_HAND
 
 PHASES = ("planned", "drawn", "training", "aggregating", "charged", "released", "abandoned")
 ENDED = ("released", "abandoned")
-REASONS = ("malformed", "error", "late", "duplicate", "not asked", "wrong round", "unsealed", "unreadable", "other")
+REASONS = (*REFUSALS, "late", "other")
 """Why an answer was left out, as the round loop says; any other word is "other"."""
 CHANNELS = ("stable", "candidate")
 CERTIFICATES = ("release key", "TLS", "TLS authority")
@@ -283,12 +285,12 @@ def read(
 
     with contextlib.ExitStack() as stack:
         cache = cache or stack.enter_context(Cache())
-        plan, switch = None, "paused"
+        plan, switch, hold = None, "paused", ""
         with part("plan"):
             plan = folder.plan
             known |= {"unit": plan.unit, "rounds": plan.rounds, "rounds_left": plan.rounds}
         with part("database"), (database or (lambda: Database(folder.database)))() as db:
-            switch = db.switch("rounds", "not started")
+            switch, hold = db.switch("rounds", "not started"), db.switch("hold")
             known |= _of_history(db, now_ms)
             if plan is not None:
                 known |= _of_plan(db, plan)
@@ -303,7 +305,7 @@ def read(
         with part("disk"):
             disk = shutil.disk_usage(folder.path)
             known |= {"disk_free": disk.free // _DISK_STEP * _DISK_STEP, "disk_size": disk.total}
-    why = _halted(switch, known)
+    why = _halted(switch, hold, known)
     return Status(
         at_ms=now_ms,
         software=version("penchant"),
@@ -334,7 +336,7 @@ def not_ready(status: Status) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-def _halted(switch: str, known: Mapping[str, Any]) -> str:
+def _halted(switch: str, hold: str, known: Mapping[str, Any]) -> str:
     """Why no round begins; "" where one may."""
     if known.get("rounds") and known.get("done", 0) >= known["rounds"]:
         return "every round of the plan is released"
@@ -344,7 +346,7 @@ def _halted(switch: str, known: Mapping[str, Any]) -> str:
         return ""
     if switch == "not started":
         return "not started yet"
-    return switch if switch.startswith("paused: ") else "paused by the operator"
+    return f"paused: {hold}" if hold and hold != BY_HAND else "paused by the operator"
 
 
 def _of_history(db: Database, now_ms: int) -> dict[str, Any]:

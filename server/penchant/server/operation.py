@@ -139,7 +139,6 @@ class Operation:
             watch=lambda phase, record: self._watch(lambda: made, phase, record),
             attempts=self._tries,
             minimum=self.settings.rounds.minimum,
-            enough=self.settings.rounds.enough,
         )
         return made
 

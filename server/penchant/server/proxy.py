@@ -60,6 +60,8 @@ MAX_CALL = (64 << 10) + 1024
 MAX_OBJECT = (5 << 20) + (64 << 10)
 """Bytes of a pushed object: Flower cuts a contribution, however large, into pieces of 5 MiB at most, each with a header
 of its own. A limit made of the contribution's own size would be wrong once the catalogue grows."""
+PUSHES = (32, 96)
+"""Objects that one address, and everybody, may be pushing at once: at most 480 MiB wait in the proxy's memory."""
 _STATUSES = "400 403 404 405 408 411 412 413 414 415 416 421 429 494 495 496 497 500 501 502 503 504"
 _CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
@@ -120,6 +122,7 @@ http {{
     scgi_temp_path scgi;
 
     limit_conn_zone $binary_remote_addr zone=addresses:10m;
+    limit_conn_zone $server_name zone=bodies:1m;
     limit_req_zone $binary_remote_addr zone=requests:10m rate={per_s}r/s;
 
     upstream superlink {{
@@ -213,7 +216,10 @@ def _headers(module: str, address: str) -> str:
 
 
 def _fleet(name: str) -> str:
-    size = f"            client_max_body_size {MAX_OBJECT};\n" if name == "push-object" else ""
+    size = ""
+    if name == "push-object":  # its body waits in memory until it is whole, before anybody checks who sends it
+        size = f"            client_max_body_size {MAX_OBJECT};\n            limit_conn addresses {PUSHES[0]};\n"
+        size += f"            limit_conn bodies {PUSHES[1]};\n            limit_conn_status 429;\n"
     return f"""\
         location = /v1/fleet/{name} {{
             if ($asked != "POST /v1/fleet/{name}") {{ return 404; }}

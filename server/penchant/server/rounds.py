@@ -99,7 +99,6 @@ class Rounds:
         watch: told of every change of phase. What it raises stops the round where it is.
         attempts: tries at a round so far, whatever became of them; the ledger's charges if None.
         minimum: answers below which a round is abandoned.
-        enough: answers after which no more are read, where no sampling is claimed; 0 reads all.
 
     Raises:
         InvalidConfig: plan, roster, ledger and learner do not belong together.
@@ -119,10 +118,7 @@ class Rounds:
         watch: Watch = lambda phase, record: None,
         attempts: Callable[[int], int] | None = None,
         minimum: int = 0,
-        enough: int = 0,
     ) -> None:
-        if enough and plan.sampling == "poisson":
-            raise InvalidConfig("poisson sampling waits for everybody drawn: set enough = 0")
         if sum(roster) != plan.n_users:
             raise InvalidConfig(f"the roster holds {sum(roster)} users and the plan {plan.n_users}")
         if ledger.population != plan.population:
@@ -137,7 +133,7 @@ class Rounds:
         self.progress = progress or Progress(learner.init(streams), np.zeros(plan.n_users, np.int64))
         if any(plan.event(r) and not ledger.attempts(r, plan.digest) for r in range(1, self.progress.done + 1)):
             raise PrivacyRefused("this ledger lacks charges of rounds that were released: go on with the one they had")
-        self._watch, self._minimum, self._enough = watch, minimum, enough
+        self._watch, self._minimum = watch, minimum
         self._attempts = attempts or (lambda number: ledger.attempts(number, plan.digest))
         self._asked: dict[int, Order] | None = None
         self._participations, self._started = self.progress.participations, 0.0
@@ -250,8 +246,6 @@ class Rounds:
                     reason = "malformed" if reply.arrays is not None else reply.failure or "error"
             if reason:
                 refused[reason] += 1
-            elif self._enough and len(heard) >= self._enough:
-                break
         self._tell("aggregating", answered=len(heard), refused=dict(refused))
         if len(heard) < self._minimum:
             return self.abandon("too few answers")

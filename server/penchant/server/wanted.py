@@ -32,5 +32,6 @@ def start(database: Database, *, after_restore: bool = False) -> None:
 
 
 def pause(database: Database, why: str = BY_HAND) -> None:
-    """Wants no more rounds; one that is under way is finished."""
-    database.set_switches({"rounds": "paused", "hold": why})
+    """Wants no more rounds; one that is under way is finished. That a folder was restored stays the reason."""
+    kept = database.switch("hold")
+    database.set_switches({"rounds": "paused", "hold": kept if kept.startswith("restored") else why})

@@ -102,7 +102,10 @@ def _summary(path: Path, ledger: Ledger) -> dict[str, Any]:
         "rounds": len({(entry.plan, entry.round) for entry in charges}),
         "repeats": sum(entry.attempt > 0 for entry in charges),
         "releases": sum(entry.kind == "release" for entry in entries),
-        "participations": len(taken),
+        "participations": sum(
+            ledger.participations(one) for one in {e.profile for e in taken if e.profile is not None}
+        ),
+        "tries": len(taken),
         "profiles": len({entry.profile for entry in taken}),
         "entries": len(entries),
         "head": ledger.head,
@@ -126,7 +129,7 @@ def _words(found: dict[str, Any]) -> str:
             f"  budget          {budget}",
             f"  charges         {found['charges']} for {found['rounds']} rounds, {found['repeats']} of them repeats",
             f"  releases        {found['releases']}",
-            f"  participations  {found['participations']} of {found['profiles']} profiles",
+            f"  participations  {found['participations']} of {found['profiles']} profiles, in {found['tries']} tries",
             f"  head            {found['head']}",
         )
     )

@@ -55,7 +55,7 @@ from penchant.common.privacy.events import Event, Gaussian, decode, encode
 SCHEMA_VERSION = 1
 Kind = Literal["charge", "release", "participation"]
 MOST_TRIES = 16
-"""Tries at one round that a profile takes part in, where the noise is the server's."""
+"""Further tries at rounds that it was in, that a profile answers under one plan where the noise is the server's."""
 POINTS = (
     *(f"create:{point}" for point in ("before", "inserted", "committed", "linked")),
     *(f"{kind}:{point}" for kind in get_args(Kind) for point in ("before", "inserted", "counted", "committed")),
@@ -329,6 +329,16 @@ class Ledger:
         with self._transaction("BEGIN"):
             return frozenset(round for round, _ in self._seen.taken.get(int(profile), {}).get(plan, ()))
 
+    def is_further(self, profile: int, plan: str, round: int, attempt: int) -> bool:
+        """Whether this would be a later try at a round that the profile answered, with the noise the server's."""
+        with self._transaction("BEGIN"):
+            return self._seen.is_further((int(profile), plan, round), attempt)
+
+    def further(self, profile: int, plan: str) -> int:
+        """How many such tries the profile answered under a plan; at most MOST_TRIES."""
+        with self._transaction("BEGIN"):
+            return self._seen.further[int(profile), plan]
+
     def spent(self, profile: int | None = None) -> accounting.Bound:
         """ε of everything charged so far.
 
@@ -434,15 +444,15 @@ class Ledger:
 
         A further try at a round that the profile was in already, as after a server was killed, is no further
         participation where the noise is the server's: nothing of the lost try was released, or its charge is in the
-        server's ledger beside the next one's. The same try again is one, and so is every answer where the device adds
-        the noise: it has left.
+        server's ledger beside the next one's, which a device has to believe. The same or an earlier try is one, as from
+        a server whose count of tries began again, and so is every answer where the device adds the noise: it has left.
 
         Args:
             event: what this participation costs where the device adds the noise; None where the server does.
             cap: how often a profile may take part under this plan, whatever an order says.
 
         Raises:
-            PrivacyRefused: the profile took part that often, or in MOST_TRIES tries at this round; nothing was written.
+            PrivacyRefused: the profile took part that often, or in MOST_TRIES further tries; nothing was written.
             BudgetExhausted: it would pass the profile's budget; nothing was written.
             InvalidConfig: the file cannot be written; nothing was charged.
         """
@@ -450,12 +460,11 @@ class Ledger:
 
         def make() -> Entry:
             taken = self._seen.taken.get(profile, {}).get(plan, Counter())
-            again = event is None and (profile, plan, round, attempt) not in self._seen.attempts
-            tries = taken[round, None] if again else 0
-            if cap is not None and not tries and len(taken) >= cap:
+            further = event is None and self._seen.is_further((profile, plan, round), attempt)
+            if cap is not None and not further and len(taken) >= cap:
                 raise PrivacyRefused(f"the plan's cap of {cap} participations is reached for a profile")
-            if tries >= MOST_TRIES:
-                raise PrivacyRefused(f"a profile was in {tries} tries at round {round} already")
+            if further and self._seen.further[profile, plan] >= MOST_TRIES:
+                raise PrivacyRefused(f"a profile answered {MOST_TRIES} further tries under the plan already")
             return self._entry("participation", round, attempt, event, plan=plan, cap=cap, profile=profile)
 
         entry, hash = self._append("participation", make)
@@ -606,7 +615,8 @@ class _Replay:
         self.n, self.head = 0, genesis
         self.tries: Counter[tuple[str, int]] = Counter()
         self.taken: dict[int, dict[str, Counter[tuple[int, int | None]]]] = {}
-        self.attempts: set[tuple[int, str, int, int]] = set()
+        self.attempts: dict[tuple[int, str, int], int] = {}  # the latest answered, where the noise is the server's
+        self.further: Counter[tuple[int, str]] = Counter()
         self.unreleased: Counter[tuple[Any, ...]] = Counter()
         self._charged: dict[int | None, Counter[_Charge]] = {}
 
@@ -631,6 +641,9 @@ class _Replay:
             return "is a release that was not charged"
         return ""
 
+    def is_further(self, which: tuple[int, str, int], attempt: int) -> bool:
+        return which in self.attempts and attempt > self.attempts[which]
+
     def add(self, entry: Entry, hash: str) -> None:
         charge = _charge(entry)
         if charge is not None and entry.event is not None:
@@ -639,10 +652,14 @@ class _Replay:
         if entry.kind == "charge":
             self.tries[entry.plan, entry.round] += 1
         if entry.kind == "participation" and entry.profile is not None:
-            order = (entry.profile, entry.plan, entry.round, entry.attempt)
-            own = entry.event is not None or order in self.attempts  # a participation beside that of the round's tries
+            which, own = (entry.profile, entry.plan, entry.round), entry.event is not None
+            if not own and self.is_further(which, entry.attempt):
+                self.further[entry.profile, entry.plan] += 1
+            elif which in self.attempts:
+                own = True  # the same or an earlier try: a participation beside that of the round's tries
+            if entry.event is None:
+                self.attempts[which] = max(entry.attempt, self.attempts.get(which, -1))
             each = entry.number if own else None
-            self.attempts.add(order)
             self.taken.setdefault(entry.profile, {}).setdefault(entry.plan, Counter())[entry.round, each] += 1
         self.n, self.head = entry.number + 1, hash
 
