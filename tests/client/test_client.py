@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -462,6 +464,63 @@ def test_a_damaged_store_is_salvaged_and_a_lost_consent_is_a_no(state: Path, bun
             Client.salvage(state)
         assert me.forget().key_destroyed
     assert {path.name for path in state.iterdir()} <= {"store.lock", "tombstone.json"}
+
+
+LOST = "UPDATE records SET sealed = zeroblob(length(sealed)) WHERE id = 0"
+ATTACKS = {
+    "consent put back, state lost": ("UPDATE records SET sealed = :consent WHERE id = :place", LOST),
+    "consent put back, state gone": (
+        "UPDATE records SET sealed = :consent WHERE id = :place",
+        "DELETE FROM records WHERE id = 0",
+    ),
+    "both put back": (
+        "UPDATE records SET sealed = :consent WHERE id = :place",
+        "UPDATE records SET sealed = :state WHERE id = 0",
+    ),
+    "consent gone, state lost": ("DELETE FROM records WHERE id = :place", LOST),
+    "consent put back": ("UPDATE records SET sealed = :consent WHERE id = :place",),
+    "consent gone": ("DELETE FROM records WHERE id = :place",),
+}
+
+
+@pytest.mark.parametrize("salvaged", [False, True], ids=["opened", "salvaged"])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_nobody_without_the_key_undoes_a_withdrawal(
+    attack: tuple[str, ...], salvaged: bool, state: Path, bundle: Path
+) -> None:
+    with opened(state, bundle, trust="server") as me:
+        me.observe("film:1", "watch")
+        place = me._store._sealer.number("consent")
+        rows = dict(me._store._db.execute("SELECT id, sealed FROM records WHERE id IN (0, ?)", (place,)))
+        me.agree("nobody")
+        me.observe("film:2", "watch")
+    with contextlib.closing(sqlite3.connect(state / "store.db", isolation_level=None)) as db:
+        for statement in attack:
+            db.execute(statement, {"consent": rows[place], "state": rows[0], "place": place})
+    if salvaged:
+        assert Client.salvage(state).lost
+    with opened(state, trust="server") as me:
+        assert me.trust == "nobody"
+        assert len(me.export()["events"]) == 2
+        me.agree("own device")
+    with opened(state, trust="server") as me:
+        assert me.trust == "own device"  # what the person said anew holds
+        assert me._store.check() == ()
+
+
+def test_a_store_that_is_killed_as_it_finds_its_state_lost_is_no_yes_either(
+    state: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(state, bundle, trust="server"):
+        pass
+    with contextlib.closing(sqlite3.connect(state / "store.db", isolation_level=None)) as db:
+        db.execute(LOST)
+    monkeypatch.setattr(Client, "__init__", None)  # the store was opened, and nothing comes after it
+    with pytest.raises(TypeError):
+        opened(state)
+    monkeypatch.undo()
+    with opened(state, trust="server") as me:
+        assert me.trust == "nobody"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

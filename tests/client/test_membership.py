@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ import pytest
 
 from penchant.client import Client, Conditions, RoundPolicy
 from penchant.client import _membership as membership
+from penchant.client._schema import TOMBSTONE
 from penchant.client._transport import Answer, Content, Sum, Task
 from penchant.common.artifacts import enrolment
 from penchant.common.artifacts.bundle import Bundle
@@ -248,6 +251,31 @@ def test_the_plans_cap_ends_it_also_over_a_restart_and_a_forget(world: World, me
         assert anew.privacy().budget_left == 0
     assert len(world.fleet.answers) == 2
     assert len(set(world.registrar.keys)) == 2  # a new key: nothing ties the two together but this device's ledger
+
+
+def test_a_salvage_gives_back_nothing_of_what_was_spent(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    assert me.sync(10).round == 1
+    me.forget()
+    with world.device() as again:
+        again.enrol("again")
+        world.fleet.open_round(2)
+        assert again.sync(10).round == 2
+        again.observe("film:1", "watch")
+    outside = {name: (world.state / name).read_bytes() for name in (membership.LEDGER, membership.PLANS, TOMBSTONE)}
+    with contextlib.closing(sqlite3.connect(world.state / "store.db", isolation_level=None)) as db:
+        db.execute("DELETE FROM records")  # the place in the roster, every report, the state
+    assert Client.salvage(world.state).lost
+    assert outside == {name: (world.state / name).read_bytes() for name in outside}
+    with world.device() as anew:
+        world.registrar.tokens.add("good")
+        anew.enrol("good")
+        anew.agree("server")
+        assert anew.privacy().budget_left == 0
+        world.fleet.open_round(3)
+        assert anew.sync(1).reason == "cap_reached"
+    assert len(world.fleet.answers) == 2
 
 
 def test_what_stays_after_a_forget_says_nothing_of_what_was_done(world: World, me: Client) -> None:

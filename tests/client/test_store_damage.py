@@ -253,6 +253,21 @@ def test_salvage_of_a_store_that_is_whole_loses_nothing_and_brings_nothing_back(
         assert store.check() == ()
 
 
+def test_a_second_state_in_a_file_leaves_a_salvage_no_state_to_go_by(copied: Path) -> None:
+    old = (copied / "s" / "store.db").read_bytes()
+    with opened(copied) as store:
+        store.put("consent", b"no")
+    database = copied / "s" / "store.db"
+    database.write_bytes(database.read_bytes() + old)  # pages that SQLite never reads, and a salvage does
+    saved = Store.salvage(copied / "s", key=KeyFile(copied / "key"), instead={"consent": b"nobody"}, now_ms=lambda: T0)
+    assert [(damage.where, damage.why) for damage in saved.lost] == [
+        ("state", "it is there more than once; counted again")
+    ]
+    with opened(copied) as store:
+        assert store.get("consent") == b"nobody"
+        assert list(store.events()) == EVENTS
+
+
 def test_a_database_that_is_gone_is_not_taken_for_a_new_store(copied: Path) -> None:
     (copied / "s" / "store.db").unlink()
     with pytest.raises(StoreDamaged, match="gone"):

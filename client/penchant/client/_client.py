@@ -148,8 +148,13 @@ class Client:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidConfig(f"{place}: {error.strerror}; give a folder that can be written") from None
-        store = Store.open(place, key=key, retention=retention, now_ms=now_ms or _now_ms)
+        clock = now_ms or _now_ms
+        store = Store.open(place, key=key, retention=retention, now_ms=clock, instead=_instead(clock()))
         try:
+            try:
+                said = store.get("consent")
+            except StoreDamaged:  # it may have been a no, which no start of the app undoes
+                store.put("consent", said := _consent("nobody", "", clock()))
             app, shipped = _app(place, None if bundle is None else Path(bundle))
             shelf = Shelf(place / "releases", app, lambda: Bundle.read(place / _BUNDLE))
             made = cls(
@@ -161,11 +166,11 @@ class Client:
                 interests=interests,
                 rounds={"policy": policy, "conditions": conditions, "training": training},
                 timeout_s=timeout_s,
-                now_ms=now_ms or _now_ms,
+                now_ms=clock,
             )
             if shipped is not None:
                 made._take_shipped(shipped)
-            if trust is not None and store.get("consent") is None:
+            if trust is not None and said is None:
                 made.agree(trust, consent=consent)
         except OSError as error:
             store.close()
@@ -180,8 +185,8 @@ class Client:
         """Saves what can still be read of a store that `open` calls damaged; `open` then takes what was saved.
 
         Ask the person first: what is named in `lost` is gone from the app, and the damaged file stays beside the store
-        until `forget`. Where the consent is lost, nobody has agreed to anything, until the person does again. What was
-        spent in rounds is not in the store, and stays spent.
+        until `forget`. Where the consent is lost, or may be an older one, nobody has agreed to anything, until the
+        person does again. What was spent in rounds is not in the store, and stays spent.
 
         Args:
             folder: that no `Client` has open.
@@ -193,8 +198,7 @@ class Client:
         """
         from penchant.client._store import Store
 
-        # A consent that is lost may have been a no, which no start of the app undoes.
-        return Store.salvage(Path(folder), key=key, instead={"consent": _consent("nobody", "", _now_ms())})
+        return Store.salvage(Path(folder), key=key, instead=_instead(_now_ms()))
 
     # what the person does
 
@@ -710,6 +714,11 @@ _LOST_BUDGET = ", its place in rounds, and the knowledge of which budget was spe
 
 def _consent(trust: Trust, text: str, at_ms: int) -> bytes:
     return json.dumps({"trust": trust, "units": _UNITS[trust], "text": text, "at_ms": at_ms}).encode()
+
+
+def _instead(at_ms: int) -> dict[str, bytes]:
+    """What is put where the store cannot say which records are the newest: the consent may have been a no since."""
+    return {"consent": _consent("nobody", "", at_ms)}
 
 
 def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:

@@ -1,7 +1,8 @@
 """What can still be read of a damaged store, copied into a new one.
 
 Pages are read without SQLite (`_pages.py`). A row counts if it opens under the key, for its table and number and no
-other place; a record must be the newest that the state names, and where the state is lost all that open are taken.
+other place; a record must be the newest that the state names. Where the state is lost, older than an event, or there
+twice, all that open are taken; none is known to be the newest, so what is given `instead` takes the place of its name.
 """
 
 from __future__ import annotations
@@ -85,23 +86,27 @@ def _set_aside(folder: Path) -> None:
 def _salvaged(
     folder: Path, sealer: Sealer, instead: Mapping[str, bytes], now_ms: int, at: Callable[[str], None]
 ) -> Salvaged:
-    events, records, changed, state = dict[int, bytes](), dict[int, bytes](), set[int](), None
+    events, records, changed, states = dict[int, bytes](), dict[int, bytes](), set[int](), dict[bytes, State]()
     for number, sealed in _pages.rows(folder / DAMAGED):
         if sealer.open("events", number, sealed) is not None:
             events[number] = sealed
         elif (text := sealer.open("records", number, sealed)) is not None:
             if number == STATE:
-                state = State(**json.loads(text))
+                states[sealed] = State(**json.loads(text))
             else:
                 records[number] = sealed
         else:
             changed.add(number)
-    last = max(events, default=0) if state is None else state.last
+    believed = next(iter(states.values())) if len(states) == 1 else None
+    last = max(events, default=0)
+    state = None if believed is None or last > believed.last else believed
+    last = last if state is None else state.last
     lost = [
         Damage(f"event {number}", "it was changed") for number in sorted(changed - set(events)) if 0 < number <= last
     ]
     if state is None:
-        lost.append(Damage("state", "it cannot be read; counted again"))
+        why = "it is an older one" if believed else "it is there more than once" if states else "it cannot be read"
+        lost.append(Damage("state", f"{why}; counted again"))
     else:
         for name, nonce in state.records.items():
             found = records.get(sealer.number(name))
@@ -112,9 +117,9 @@ def _salvaged(
             lost.append(Damage("events", f"{state.n} were kept, {len(events)} can be read"))
     for name, value in instead.items():
         number = sealer.number(name)
-        if number not in records and (state is None or name in state.records):
+        if state is None or (number not in records and name in state.records):
             records[number] = sealer.seal("records", number, named(name, value))
-    new = recount(sealer, sorted(events.items()), records.items(), state, now_ms)
+    new = recount(sealer, sorted(events.items()), records.items(), believed, now_ms)
     rows = [("events", n, s) for n, s in sorted(events.items())] + [("records", n, s) for n, s in records.items()]
     at("salvage:written")
     fill(folder, sealer, new, rows)

@@ -169,6 +169,7 @@ class Store:
         key: KeySource | None = None,
         retention: Retention | None = None,
         now_ms: Callable[[], int] = _now_ms,
+        instead: Mapping[str, bytes] | None = None,
         timeout_s: float = 5.0,
         at: Callable[[str], None] = lambda point: None,
     ) -> Self:
@@ -180,6 +181,8 @@ class Store:
                 an old one what it was made with, where that needs no asking.
             retention: None is `Retention()`.
             now_ms: UTC milliseconds.
+            instead: values of records by name, each put where the state is lost or older than an event: which record is
+                the newest of its name is not known then.
             timeout_s: how long a call waits for another thread.
             at: called at each of POINTS; tests stop there.
 
@@ -218,13 +221,13 @@ class Store:
                 timeout_s=timeout_s,
                 at=at,
             )
-            store._begin()
+            store._begin(instead or {})
             return store
         except BaseException:
             close(db, lock)
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, instead: Mapping[str, bytes]) -> None:
         """Reads the state, compares it with what there is, and lets retention do its work."""
         with typed(self.folder):
             ((problem,),) = self._db.execute("PRAGMA quick_check(1)")  # costs as much as reading the file
@@ -244,8 +247,10 @@ class Store:
         self._state = state
         due = note(copy.deepcopy(state), self._now_ms()) or self.retention.over(state) > 0
         if due or "state" in self._damaged:
-            with self._write("open"):
-                pass
+            with self._write("open"):  # all together: the next to open it finds a state that fits
+                if "state" in self._damaged:
+                    for name, value in instead.items():
+                        self.put(name, value)
 
     def _read_state(self) -> State | None:
         found = self._run("SELECT sealed FROM records WHERE id = ?", (STATE,)).fetchone()
@@ -484,7 +489,7 @@ class Store:
         The damaged one stays beside it as `store.damaged.db`, until `forget`.
 
         Args:
-            instead: values of records by name, each for one that is lost, or may be.
+            instead: values of records by name, each for one that is lost, and where the state is for any.
 
         Raises:
             StoreLocked, WrongKey, StoreNewer, StoreFull: as for `open`.
