@@ -20,7 +20,7 @@ from penchant.client import _pipe
 from penchant.client._conditions import Refusal
 from penchant.client._outcomes import Outcome, Report
 from penchant.client._participation import Participation
-from penchant.client._training import Trainer, Training
+from penchant.client._training import TookTooLong, TooLittleMemory, Trainer, Training, TrainingFailed
 from penchant.client._transport import Answer, Content, Refused, Task
 from penchant.client.node import Node
 from penchant.common.errors import InvalidConfig, PrivacyRefused
@@ -226,6 +226,66 @@ def test_a_training_that_needs_too_much_memory_is_refused_and_the_next_round_goe
     assert counted.participations(0) == 0
     server.state = started(MF)
     assert part.once(60.0).took_part
+
+
+class Says(Trainer):
+    """Whose worker is this script."""
+
+    script = ""
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", self.script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+READ = "import os, sys, time; from penchant.client import _pipe; _pipe.read(sys.stdin.buffer); "
+HEAD = "os.write(1, (7).to_bytes(8, 'big') + b'no JSON'); "
+UNREADABLE = {
+    "no JSON": READ + HEAD + "time.sleep(60)",
+    "no JSON, and ends": READ + HEAD,
+    "no head": READ + "os.write(1, (2).to_bytes(8, 'big') + b'[]'); time.sleep(60)",
+    "a size past all memory": READ + "os.write(1, b'\\xff' * 8); time.sleep(60)",
+    "no array": READ
+    + "import json; one = json.dumps({'arrays': ['sum']}).encode(); "
+    + "os.write(1, len(one).to_bytes(8, 'big') + one + (5).to_bytes(8, 'big') + b'noise'); time.sleep(60)",
+    "half an answer": READ + "os.write(1, (7).to_bytes(8, 'big')); os.close(1); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("script", UNREADABLE.values(), ids=UNREADABLE)
+def test_an_answer_that_cannot_be_read_fails_the_training_at_once_and_is_no_lack_of_memory(script: str) -> None:
+    trainer = Says(
+        lambda: CATALOGUE, Training(time_s=30.0, memory_bytes=(1 << 40) if sys.platform == "linux" else None)
+    )
+    trainer.script = script
+    began = time.monotonic()
+    with pytest.raises(TrainingFailed, match="cannot be read"):
+        trainer.answer(asked(), started(MF), MINE, taken=0, look=lambda: None)
+    assert time.monotonic() - began < 10.0
+
+
+@LINUX
+def test_a_worker_that_the_system_killed_had_too_little_memory_and_one_that_ended_failed() -> None:
+    trainer = Says(lambda: CATALOGUE, Training())
+    trainer.script = READ + "os.kill(os.getpid(), 9)"
+    with pytest.raises(TooLittleMemory):
+        trainer.answer(asked(), started(MF), MINE, taken=0, look=lambda: None)
+    trainer.script = READ + "os._exit(3)"
+    with pytest.raises(TrainingFailed, match="ended with 3"):
+        trainer.answer(asked(), started(MF), MINE, taken=0, look=lambda: None)
+
+
+def test_a_process_that_the_worker_left_behind_with_its_pipe_holds_nobody_up() -> None:
+    trainer = Says(lambda: CATALOGUE, Training(time_s=3.0))
+    trainer.script = READ + "import subprocess; subprocess.Popen(['sleep', '15']); time.sleep(60)"
+    began = time.monotonic()
+    with pytest.raises(TookTooLong):
+        trainer.answer(asked(), started(MF), MINE, taken=0, look=lambda: None)
+    assert time.monotonic() - began < 10.0
 
 
 # -------------------------------------------------------------------------------------------------- charged, then sent

@@ -40,6 +40,8 @@ from penchant.common.wire import Order
 log = logging.getLogger("penchant.client")
 _LOOK_S = 0.05
 """Between two looks whether to go on."""
+_END_S = 1.0
+"""That a worker without an answer has to end, and after its end what read from it."""
 _KILLED = -9
 
 
@@ -142,32 +144,34 @@ class Trainer:
         }
         end = time.monotonic() + self._training.time_s
         found: queue.SimpleQueue[tuple[dict[str, Any], Arrays] | None] = queue.SimpleQueue()
-        with self._started() as process:
-            talk = threading.Thread(target=_talk, args=(process, head, arrays, found), daemon=True)
+        process, ended = self._started(), None
+        talk = threading.Thread(target=_talk, args=(process, head, arrays, found), daemon=True)
+        try:
             talk.start()
-            try:
-                while True:
-                    with suppress(queue.Empty):
-                        answer = found.get(timeout=_LOOK_S)
-                        break
-                    look()
-                    if time.monotonic() >= end:
-                        raise TookTooLong
-                if answer is None:
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(1.0)  # to end as it does, which says why
-            finally:
-                process.kill()
-                process.wait()
-                talk.join()
-                if process.stdin is not None:
-                    with suppress(OSError):  # what was not read any more
-                        process.stdin.close()
-        if answer is None and (self._training.memory_bytes or process.returncode == _KILLED):
+            while True:
+                with suppress(queue.Empty):
+                    answer = found.get(timeout=_LOOK_S)
+                    break
+                look()
+                if time.monotonic() >= end:
+                    raise TookTooLong
+            if answer is None:
+                with suppress(subprocess.TimeoutExpired):
+                    ended = process.wait(_END_S)  # as it does by itself, which says why
+        finally:
+            process.kill()
+            process.wait()
+            if talk.is_alive():
+                talk.join(_END_S)
+            if not talk.is_alive():  # else another process has the pipes: whoever reads closes them after it
+                _close(process)
+        if answer is not None:
+            return _read(*answer)
+        if not ended:  # it goes on, or thinks that it answered
+            raise TrainingFailed("the worker's answer cannot be read")
+        if self._training.memory_bytes or ended == _KILLED:
             raise TooLittleMemory  # where no Python could say so any more: C++ aborts, and the system kills
-        if answer is None:
-            raise TrainingFailed(f"the worker ended with {process.returncode} before it answered")
-        return _read(*answer)
+        raise TrainingFailed(f"the worker ended with {ended} before it answered")
 
     def environment(self) -> dict[str, str]:
         """A worker's: this process's, the number of threads, and where it finds what is imported here."""
@@ -195,14 +199,23 @@ def _talk(
     arrays: Arrays,
     found: queue.SimpleQueue[tuple[dict[str, Any], Arrays] | None],
 ) -> None:
-    """Gives a worker its work and waits for what it says; None where it ended without a word."""
+    """Gives a worker its work and waits for what it says; None where that is nothing that can be read."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         _pipe.write(process.stdin, head, arrays)
         found.put(_pipe.read(process.stdout))
-    except (OSError, EOFError):
+    except Exception:  # whatever it is, the training is over
         found.put(None)
+    if process.poll() is not None:  # nobody may wait for this any more
+        _close(process)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was not read any more
+                pipe.close()
 
 
 def _read(said: dict[str, Any], total: Arrays) -> Arrays:
