@@ -18,6 +18,7 @@ import pytest
 
 from penchant.client import Client, Conditions, RoundPolicy
 from penchant.client import _membership as membership
+from penchant.client._membership import Reports
 from penchant.client._schema import TOMBSTONE
 from penchant.client._transport import Answer, Content, Sum, Task
 from penchant.common.artifacts import enrolment
@@ -251,6 +252,35 @@ def test_the_plans_cap_ends_it_also_over_a_restart_and_a_forget(world: World, me
         assert anew.privacy().budget_left == 0
     assert len(world.fleet.answers) == 2
     assert len(set(world.registrar.keys)) == 2  # a new key: nothing ties the two together but this device's ledger
+
+
+def test_a_round_that_was_charged_and_left_nothing_is_not_told_as_one_that_left(world: World, me: Client) -> None:
+    me.enrol("good")
+    world.fleet.open_round(1)
+    assert me.sync(10).round == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reports, "append", _full)  # charged, and not written down: so it does not leave
+        world.fleet.open_round(2)
+        assert me.sync(10).reason == "failed"
+    assert len([one for one in world.fleet.answers if isinstance(one, Sum)]) == 1
+    said = me.privacy().seen_by
+    assert said.startswith("the process that summed each round")
+    assert said.endswith("; 1 more round was charged, and nothing left")
+    me.close()
+    with contextlib.closing(sqlite3.connect(world.state / "store.db", isolation_level=None)) as db:
+        db.execute("DELETE FROM records WHERE id = 0")
+    with world.device() as again:  # now a report may have been lost
+        assert again.privacy().seen_by.endswith("unless the report was lost with a damaged store")
+        again.forget()
+    with world.device() as anew:
+        assert anew.privacy().seen_by.endswith(": at most 2 contributions left before it")
+    (world.state / TOMBSTONE).write_bytes(b"?")
+    with world.device() as anew:
+        assert anew.privacy().seen_by.endswith(": at most 2 contributions left before it")
+
+
+def _full(journal: Reports, report: object) -> None:
+    raise StoreFull("the disk is full")
 
 
 def test_a_salvage_gives_back_nothing_of_what_was_spent(world: World, me: Client) -> None:

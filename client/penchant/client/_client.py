@@ -414,6 +414,7 @@ class Client:
 
     def privacy(self) -> Privacy:
         """What left this device, when, who could see it, under which guarantee, and what budget is left."""
+        from penchant.client._schema import DAMAGED
         from penchant.common.privacy.plan import PrivacyPlan
 
         with self._held():
@@ -422,7 +423,9 @@ class Client:
             member = self._membership() if self._app.fleet else None
             participations, spent = (0, "") if member is None else member.spent()
             plan = None if member is None else member.plan
-            unlisted = 0 if member is None else len(member.rounds()) - len(left)
+            unlisted = 0 if member is None else max(0, len(member.rounds()) - len(left))
+            before = min(unlisted, _before(self._folder, unlisted))
+            whole = self._store.get(_RECOUNTED) is None and not (self._folder / DAMAGED).exists()
         trust: Trust = consent.get("trust", "nobody")
         return Privacy(
             trust=trust,
@@ -430,7 +433,7 @@ class Client:
             consent=consent.get("text", ""),
             can_leave=bool(self._app.fleet),
             left=left,
-            seen_by=_seen_by(left, unlisted),
+            seen_by=_seen_by(left, before, unlisted - before, whole=whole),
             release=_guarantee(manifest),
             spent=spent,
             participations=participations,
@@ -706,6 +709,8 @@ _TRUSTED = (
     *("that the server adds its noise", "how it draws a cohort", "how many others are in a sum"),
     "that it charges each repeated try at a round",
 )
+_RECOUNTED = "recounted"
+"""A record that says that this store's state was lost once."""
 _LEDGER, _PLANS, _REVOKE_S = "ledger.sqlite", "plans.json", 5.0
 _LOST = "every event, preference and profile on this device"
 _LOST_PLACE = ", and its place in rounds: it must enrol anew, and the budget that was spent stays spent"
@@ -717,8 +722,10 @@ def _consent(trust: Trust, text: str, at_ms: int) -> bytes:
 
 
 def _instead(at_ms: int) -> dict[str, bytes]:
-    """What is put where the store cannot say which records are the newest: the consent may have been a no since."""
-    return {"consent": _consent("nobody", "", at_ms)}
+    """What is put where the store cannot say which records are the newest: the consent may have been a no since, and
+    reports of what left may be gone.
+    """
+    return {"consent": _consent("nobody", "", at_ms), _RECOUNTED: b""}
 
 
 def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:
@@ -748,11 +755,38 @@ def _app(folder: Path, bundle: Path | None) -> tuple[App, Path | None]:
     return read, kept
 
 
-def _seen_by(left: tuple[Left, ...], unlisted: int) -> str:
-    if unlisted > 0:
-        return f"as before the last forget, which is not listed here: {unlisted} contributions left before it"
+def _before(folder: Path, unlisted: int) -> int:
+    """How many rounds were charged before the last forget; all that are not listed where its tombstone does not say."""
+    from penchant.client._forget import tombstone
+
+    try:
+        kept = tombstone(folder)
+    except StoreDamaged:
+        return unlisted
+    found = 0 if kept is None else kept.get("participations")
+    return found if isinstance(found, int) and found >= 0 else unlisted
+
+
+def _seen_by(left: tuple[Left, ...], before: int, silent: int, *, whole: bool) -> str:
+    """
+    Args:
+        before: rounds that were charged before the last forget.
+        silent: others that were charged, and of which there is no report. One is written before anything leaves.
+        whole: whether no report can have been lost with a damaged store.
+    """
+    said = _seen_by_listed(left, before, nothing=whole or not silent)
+    if not silent:
+        return said
+    more = f"{silent} more {'round was' if silent == 1 else 'rounds were'} charged"
+    return f"{said}; {more}, and nothing left" + ("" if whole else ", unless the report was lost with a damaged store")
+
+
+def _seen_by_listed(left: tuple[Left, ...], before: int, *, nothing: bool) -> str:
+    if before > 0:
+        n = f"{before} contribution{'' if before == 1 else 's'}"
+        return f"as before the last forget, which is not listed here: at most {n} left before it"
     if not left:
-        return "nobody: nothing has left this device"
+        return "nobody: nothing has left this device" if nothing else "nobody that is known of"
     if all(one.sealed for one in left):
         return "the process that summed each round; to everybody else it was sealed"
     return "the operator's server and whoever carried it there"
