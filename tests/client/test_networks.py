@@ -223,7 +223,7 @@ def test_a_release_that_does_not_fit_its_network_is_not_taken_in(harm: str, worl
 def test_one_on_the_disk_that_cannot_be_scored_with_gives_way_to_the_last_good_one(
     harm: str, world: World, tmp_path: Path
 ) -> None:
-    here = Shelf(tmp_path / "releases", world.operator.app, lambda: Bundle.read(world.bundle))
+    here = Shelf(tmp_path / "releases", world.operator.app, lambda: Bundle.read(world.bundle), key=b"d" * 32)
     listed = catalogue_bytes(FILMS)
     good, bad = Network.of("lstm", seed=2), Network(world.network.learner, harmed(world.network)[harm])
     for version, network in ((2, good), (3, bad)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from penchant.common.errors import MalformedArtifact
 from tests.client.apps import CATALOGUE, NOW, Operator
 
 OPERATOR = Operator()
+KEY = b"d" * 32
 LISTED = catalogue_bytes(CATALOGUE)
 
 
@@ -28,7 +30,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def shelf(tmp_path: Path, bundle: Path, operator: Operator = OPERATOR) -> Shelf:
-    return Shelf(tmp_path / "releases", operator.app, lambda: Bundle.read(bundle))
+    return Shelf(tmp_path / "releases", operator.app, lambda: Bundle.read(bundle), key=KEY)
 
 
 def put(to: Shelf, version: int, operator: Operator = OPERATOR) -> Offer:
@@ -141,7 +143,7 @@ from pathlib import Path
 
 from penchant.client._releases import Shelf
 from penchant.common.artifacts.bundle import Bundle
-from tests.client.test_releases import OPERATOR, put
+from tests.client.test_releases import KEY, OPERATOR, put
 
 folder, stop = Path(sys.argv[1]), sys.argv[2]
 armed = False
@@ -150,7 +152,7 @@ def at(point):
     if armed and point == stop:
         os.kill(os.getpid(), signal.SIGKILL)
 
-here = Shelf(folder / "releases", OPERATOR.app, lambda: Bundle.read(folder / "films.bundle"), at=at)
+here = Shelf(folder / "releases", OPERATOR.app, lambda: Bundle.read(folder / "films.bundle"), key=KEY, at=at)
 put(here, 2)
 armed = True
 put(here, 3)
@@ -195,15 +197,22 @@ def test_with_no_release_and_no_bundle_either_the_error_says_which_file_is_missi
         shelf(tmp_path, tmp_path / "none.bundle").current()
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "another"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone", "another", "junk", "forged"])
 def test_a_compact_catalogue_that_cannot_be_used_is_made_again_and_the_release_stays(
     tmp_path: Path, bundle: Path, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "releases" / put(shelf(tmp_path, bundle), 2).manifest.sha256 / "catalogue.compact"
     data = place.read_bytes()
     other = replace(CATALOGUE, titles=tuple("another's" for _ in CATALOGUE.ids))
+    forged = replace(CATALOGUE, titles=other.titles)
+    forged.__dict__["version"] = CATALOGUE.version
     harmed = {"flip": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "cut": data[:-7], "empty": b"", "gone": b""}
-    place.write_bytes((harmed | {"another": compact_bytes(other, Blob.of(catalogue_bytes(other)))})[harm])
+    harmed |= {
+        "another": compact_bytes(other, Blob.of(catalogue_bytes(other)), KEY),
+        "junk": hashlib.sha256(b"junk").digest() + b"junk",
+        "forged": compact_bytes(forged, Blob.of(LISTED), b"another device's key"),
+    }
+    place.write_bytes(harmed[harm])
     if harm == "gone":
         place.unlink()
     found = shelf(tmp_path, bundle).current()
@@ -211,6 +220,24 @@ def test_a_compact_catalogue_that_cannot_be_used_is_made_again_and_the_release_s
     assert place.read_bytes() == data
     monkeypatch.delattr(_releases, "read_catalogue")  # so that the JSON is read no more
     assert shelf(tmp_path, bundle).current().catalogue.titles == CATALOGUE.titles
+
+
+def test_a_release_that_fails_in_any_way_gives_way_to_the_one_before_it(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = shelf(tmp_path, bundle)
+    put(here, 2)
+    put(here, 3)
+    whole = Release.from_bytes
+
+    def failing(data: bytes, n_items: int) -> Release:
+        if data == OPERATOR.model(3):
+            raise MemoryError
+        return whole(data, n_items)
+
+    monkeypatch.setattr(Release, "from_bytes", failing)
+    found = here.current()
+    assert (found.manifest.version, found.damaged) == (2, 1)
 
 
 def test_a_release_is_in_use_though_its_compact_catalogue_cannot_be_kept(tmp_path: Path, bundle: Path) -> None:

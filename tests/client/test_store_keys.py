@@ -297,3 +297,15 @@ def test_a_file_of_another_program_with_the_store_s_name_is_not_deleted(tmp_path
     with pytest.raises(StoreError):
         Store.open(tmp_path, key=PassphraseKey("a", n=2, p=1))
     assert (tmp_path / "store.db").read_bytes() == b"somebody's data" * 1000
+
+
+def test_keys_for_other_files_are_of_one_use_and_one_store_and_outlive_its_source(tmp_path: Path) -> None:
+    found: list[bytes] = []
+    for name in ("a", "b"):
+        with Store.open(tmp_path / name, key=PassphraseKey("one", n=4, p=1)) as store:
+            found += [store.key_for("x"), store.key_for("y")]
+            store.rewrap(PassphraseKey("two", n=4, p=1))
+    assert len(set(found)) == 4
+    assert {len(key) for key in found} == {32}
+    with Store.open(tmp_path / "a", key=PassphraseKey("two")) as store:
+        assert [store.key_for("x"), store.key_for("y")] == found[:2]

@@ -224,3 +224,16 @@ def test_stopped_between_what_was_seen_and_the_release_nothing_older_is_taken(
     assert me.sync().release == "failed"
     world.publish(3)
     assert me.sync().version == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "rounds"),
+    [(7, 7), (7.0, 7), ("seven", None), ("7", None), (-1, None), (True, None), ([7], None), (None, None)],
+)
+def test_how_many_rounds_a_release_has_is_unknown_where_its_manifest_says_no_number(
+    said: Any, rounds: int | None, world: World, me: Client
+) -> None:
+    world.publish(2, metrics={"round": said})
+    assert me.sync().version == 2
+    assert me._released(me._installed.manifest.plan) == rounds
+    assert me._released("another") is None

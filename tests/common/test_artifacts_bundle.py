@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from penchant.common.artifacts import bundle
 from penchant.common.artifacts.bundle import (
@@ -47,6 +48,7 @@ from scripts.wire_vectors import (
 from tests.common.hostile import json_values
 
 OFFER = offer()
+KEY = b"d" * 32
 FILES: dict[str, bytes] = {
     "app.json": APP.signed(ROOT).to_bytes(),
     "offer.json": OFFER.to_bytes(),
@@ -348,7 +350,7 @@ def test_a_compact_catalogue_is_the_one_that_its_json_says(data: st.DataObject, 
     )
     read = catalogue_of(catalogue_bytes(catalogue), catalogue.version)
     of = Blob.of(catalogue_bytes(catalogue))
-    found = read_compact(manifest(catalogue=of, catalogue_version=catalogue.version), compact_bytes(read, of))
+    found = read_compact(manifest(catalogue=of, catalogue_version=catalogue.version), compact_bytes(read, of, KEY), KEY)
     assert found is not None
     assert found.version == dataclasses.replace(found).version == catalogue.version  # replace: worked out anew
     for field in dataclasses.fields(Catalogue):
@@ -363,13 +365,30 @@ def test_a_compact_catalogue_that_is_damaged_or_of_another_release_or_penchant_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     of = Blob.of(FILES["catalogue.json"])
-    here, data = manifest(catalogue=of), compact_bytes(CATALOGUE, of)
-    assert read_compact(here, data) == CATALOGUE
+    here, data = manifest(catalogue=of), compact_bytes(CATALOGUE, of, KEY)
+    assert read_compact(here, data, KEY) == CATALOGUE
+    assert read_compact(here, data, b"a" * 32) is None
     for i in range(len(data)):
-        assert read_compact(here, data[:i]) is None
-        assert read_compact(here, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]) is None
-    assert read_compact(here, data + b"0") is None
-    assert read_compact(manifest(catalogue=Blob.of(b"{}")), data) is None
-    assert read_compact(manifest(catalogue=of, catalogue_version="0" * 16), data) is None
+        assert read_compact(here, data[:i], KEY) is None
+        assert read_compact(here, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :], KEY) is None
+    assert read_compact(here, data + b"0", KEY) is None
+    assert read_compact(manifest(catalogue=Blob.of(b"{}")), data, KEY) is None
+    assert read_compact(manifest(catalogue=of, catalogue_version="0" * 16), data, KEY) is None
     monkeypatch.setattr(bundle, "_COMPACT", 2)
-    assert read_compact(here, data) is None
+    assert read_compact(here, data, KEY) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"junk",
+        save({}),
+        save({"record": np.frombuffer(b"{}", np.uint8)}),
+        save({"record": np.frombuffer(b"[" * 100_000, np.uint8)}),
+        save({"record": np.array([1.0])}),
+    ],
+)
+def test_a_compact_catalogue_that_cannot_be_parsed_is_none_and_no_error(body: bytes) -> None:
+    of = Blob.of(FILES["catalogue.json"])
+    made = bundle._tag(KEY, of, manifest().catalogue_version, body) + body
+    assert read_compact(manifest(catalogue=of), made, KEY) is None

@@ -156,7 +156,9 @@ class Client:
             except StoreDamaged:  # it may have been a no, which no start of the app undoes
                 store.put("consent", said := _consent("nobody", "", clock()))
             app, shipped = _app(place, None if bundle is None else Path(bundle))
-            shelf = Shelf(place / "releases", app, lambda: Bundle.read(place / _BUNDLE))
+            shelf = Shelf(
+                place / "releases", app, lambda: Bundle.read(place / _BUNDLE), key=store.key_for("compact catalogue")
+            )
             made = cls(
                 place,
                 app,
@@ -559,7 +561,10 @@ class Client:
     def _released(self, plan: str) -> int | None:
         """Rounds of a plan that are in the release in use; None where its manifest does not say."""
         manifest = self._installed.manifest
-        return int(manifest.metrics["round"]) if manifest.plan == plan and "round" in manifest.metrics else None
+        said: object = manifest.metrics.get("round")  # whatever JSON the operator put there
+        if manifest.plan != plan or isinstance(said, bool) or not isinstance(said, int | float):
+            return None
+        return int(said) if 0 <= said < 1 << 53 else None  # also refuses NaN
 
     def _history(self) -> Interactions:
         """The person's interactions, as a population of one."""

@@ -7,8 +7,8 @@
 A release is written beside, synced and renamed, and only then named in `current`, itself by a rename; a device that
 stops in between goes on with what it had. Reading checks every signature and hash anew, and falls back from a release
 that is damaged, or that cannot be scored with, to the one before it, and at last to the app's bundle. The compact
-catalogue alone is signed by nobody: it is read where it is whole and of the catalogue.json beside it, and made again
-where it isn't.
+catalogue alone is signed by nobody: it is read where a key of this device's store shows that it was made here, of the
+catalogue.json beside it, and made again where it wasn't.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from penchant.common.artifacts.bundle import App, Bundle, compact_bytes, read_ca
 from penchant.common.artifacts.manifest import Manifest, Offer, Seen
 from penchant.common.artifacts.release import Release
 from penchant.common.catalogue import Catalogue
-from penchant.common.errors import MalformedArtifact, PenchantError, StoreFull
+from penchant.common.errors import MalformedArtifact, StoreFull
 from penchant.common.taste import ItemSide
 
 if TYPE_CHECKING:
@@ -72,14 +72,21 @@ class Shelf:
     Args:
         folder: of the releases; made if absent.
         bundle: what to fall back to, read when it is needed.
+        key: of this device alone, to know its own compact catalogues by.
         at: called at each of POINTS, where a test stops the process.
     """
 
     def __init__(
-        self, folder: Path, app: App, bundle: Callable[[], Bundle], *, at: Callable[[str], None] = lambda point: None
+        self,
+        folder: Path,
+        app: App,
+        bundle: Callable[[], Bundle],
+        *,
+        key: bytes,
+        at: Callable[[str], None] = lambda point: None,
     ) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
-        self._folder, self._app, self._bundle, self._at = folder, app, bundle, at
+        self._folder, self._app, self._bundle, self._key, self._at = folder, app, bundle, key, at
 
     def current(self) -> Installed:
         """The newest release that is whole.
@@ -91,7 +98,7 @@ class Shelf:
         for name in self._names():
             try:
                 return self._read(name, damaged)
-            except PenchantError:
+            except Exception:  # whatever it is, one release must not take the app's older ones with it
                 damaged += 1
         bundle = self._bundle()
         return Installed.of(bundle.manifest, bundle.catalogue, bundle.release, bundle.offer.manifest.sha256, damaged)
@@ -161,21 +168,21 @@ class Shelf:
             )
             if read.manifest.sha256 != name:
                 raise MalformedArtifact(f"release {name[:16]} is another one")
-            catalogue = _catalogue(place, manifest)
+            catalogue = _catalogue(place, manifest, self._key)
             model = manifest.model.check((place / "model.safetensors").read_bytes())
         except OSError as error:
             raise MalformedArtifact(f"release {name[:16]}: {error.strerror}") from None
         return Installed.of(manifest, catalogue, Release.from_bytes(model, len(catalogue)), name, damaged)
 
 
-def _catalogue(place: Path, manifest: Manifest) -> Catalogue:
+def _catalogue(place: Path, manifest: Manifest, key: bytes) -> Catalogue:
     data, compact = manifest.catalogue.check((place / "catalogue.json").read_bytes()), place / "catalogue.compact"
     with contextlib.suppress(OSError):
-        if (found := read_compact(manifest, compact.read_bytes())) is not None:
+        if (found := read_compact(manifest, compact.read_bytes(), key)) is not None:
             return found
     found = read_catalogue(manifest, data)
     with contextlib.suppress(OSError):  # without it the next opening takes as long as this one
-        write_whole(compact, compact_bytes(found, manifest.catalogue))
+        write_whole(compact, compact_bytes(found, manifest.catalogue, key))
     return found
 
 

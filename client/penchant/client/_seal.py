@@ -3,7 +3,8 @@
     sealed = nonce ‖ ChaCha20-Poly1305(key, nonce, padded text; associated data = seal version, table, id)
 
 Nonces are 96 random bits: among 2³² sealed rows two share one with a probability below 2⁻³³, and a row a second fills
-that in 136 years. The keys for rows, for places of names and for marks are made from the data key by keyed BLAKE2b.
+that in 136 years. The keys for rows, for places of names, for marks and for other files are made from the data key by
+keyed BLAKE2b.
 
 Sources: RFC 8439; RFC 7693, section 2.9.
 """
@@ -26,8 +27,8 @@ class Sealer:
     """Seals and opens rows under one data key."""
 
     def __init__(self, data_key: bytes) -> None:
-        seal, self._marks, self._names = (
-            hashlib.blake2b(use, key=data_key, digest_size=32).digest() for use in (b"seal", b"mark", b"name")
+        seal, self._marks, self._names, self._others = (
+            hashlib.blake2b(use, key=data_key, digest_size=32).digest() for use in (b"seal", b"mark", b"name", b"other")
         )
         self._aead = ChaCha20Poly1305(seal)
 
@@ -51,6 +52,10 @@ class Sealer:
         """An event's part of the sum."""
         digest = hashlib.blake2b(number.to_bytes(8, "big", signed=True) + nonce, key=self._marks, digest_size=16)
         return int.from_bytes(digest.digest(), "big")
+
+    def key_for(self, use: str) -> bytes:
+        """32 bytes for another file of this device; they open nothing that is sealed here."""
+        return hashlib.blake2b(encoded(use), key=self._others, digest_size=32).digest()
 
     def number(self, name: str) -> int:
         """Where a record lies: 1 to 2⁶³ − 1, which tells nothing without the key."""

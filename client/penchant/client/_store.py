@@ -333,6 +333,14 @@ class Store:
         with self._hold():
             return tuple(sorted(self._state.records))
 
+    def key_for(self, use: str) -> bytes:
+        """32 bytes, the same as long as this store lives: to tell a file made on this device from any other.
+
+        Args:
+            use: names what for; keys of two uses tell nothing of each other, nor of the store's.
+        """
+        return self._sealer.key_for(use)
+
     def export(self, *, without: Collection[str] = ()) -> Iterator[dict[str, Any]]:
         """All that is readable here, as JSON types, for the person: events, then records (their bytes in base64).
 

@@ -14,6 +14,7 @@ it inside the app, which its store or package manager signs.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import json
 import os
@@ -222,20 +223,19 @@ def read_catalogue(manifest: Manifest, data: bytes) -> Catalogue:
     return catalogue
 
 
-def compact_bytes(catalogue: Catalogue, of: Blob) -> bytes:
+def compact_bytes(catalogue: Catalogue, of: Blob, key: bytes) -> bytes:
     """A catalogue in the form that a device reads quickest, made once of a release's JSON and kept beside it.
 
     Args:
         catalogue: what `read_catalogue` gave.
         of: the JSON.
+        key: of this device alone; the first 32 bytes are an HMAC-SHA256 under it of the rest, the JSON's hash and both
+            versions.
     """
     topics, numbers = Shared.of(catalogue.topics), catalogue.numbers
     words = {name: Shared.of(column) for name, column in catalogue.categories.items()}
     texts = {"ids": catalogue.ids, "titles": catalogue.titles} | {f"texts/{k}": v for k, v in catalogue.texts.items()}
     record = {
-        "schema_version": _COMPACT,
-        "of": of.sha256,
-        "version": catalogue.version,
         "name": catalogue.name,
         "retired": sorted(catalogue.retired),
         "sensitive": sorted(catalogue.sensitive),
@@ -252,22 +252,33 @@ def compact_bytes(catalogue: Catalogue, of: Blob) -> bytes:
         **{f"vectors/{name}": rows for name, rows in catalogue.vectors.items()},
     }
     data = save(arrays)
-    return hashlib.sha256(data).digest() + data
+    return _tag(key, of, catalogue.version, data) + data
 
 
-def read_compact(manifest: Manifest, data: bytes) -> Catalogue | None:
-    """What `compact_bytes` was given; None where it was of another catalogue or version, or these bytes are damaged.
+def read_compact(manifest: Manifest, data: bytes, key: bytes) -> Catalogue | None:
+    """What `compact_bytes` was given, of this manifest's catalogue and under this key; None for any other bytes.
 
-    They hold their own hash, which says that they are whole and not who wrote them: give only what this device made
-    itself, of bytes that were signed.
+    Nobody signs them: that they were made here, of bytes that were signed, is what the key shows, before anything else
+    of them is read.
     """
-    if hashlib.sha256(memoryview(data)[32:]).digest() != data[:32]:
+    tag = _tag(key, manifest.catalogue, manifest.catalogue_version, memoryview(data)[32:])
+    if not hmac.compare_digest(tag, data[:32]):
         return None
-    arrays = load(data[32:])
+    try:
+        return _uncompact(load(data[32:]), manifest.catalogue_version)
+    except Exception:  # what it is made of is at hand, so that it is never worth an error
+        return None
+
+
+def _tag(key: bytes, of: Blob, version: str, data: bytes | memoryview) -> bytes:
+    code = hmac.new(key, digestmod=hashlib.sha256)
+    code.update(to_json({"schema_version": _COMPACT, "of": of.sha256, "version": version}) + b"\0")  # no JSON has a 0
+    code.update(data)
+    return code.digest()
+
+
+def _uncompact(arrays: Mapping[str, npt.NDArray[Any]], version: str) -> Catalogue:
     record = json.loads(arrays["record"].tobytes())
-    made = (record["schema_version"], record["of"], record["version"])
-    if made != (_COMPACT, manifest.catalogue.sha256, manifest.catalogue_version):
-        return None
 
     def columns(kind: str) -> dict[str, npt.NDArray[Any]]:
         return {name.removeprefix(kind): values for name, values in arrays.items() if name.startswith(kind)}
@@ -284,7 +295,7 @@ def read_compact(manifest: Manifest, data: bytes) -> Catalogue | None:
         texts={k: Strings(text.tobytes()) for k, text in columns("texts/").items()},
         vectors=columns("vectors/"),
     )
-    catalogue.__dict__["version"] = record["version"]  # worked out of these columns before they were written
+    catalogue.__dict__["version"] = version  # worked out of these columns before they were written
     return catalogue
 
 
