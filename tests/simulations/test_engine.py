@@ -241,7 +241,7 @@ def test_devices_remember_across_a_stop_who_took_part() -> None:
     assert play(first).progress.records[-1].answered == 2
     tired = Progress(first.state, np.ones(N_USERS, np.int64), 1, first.records)  # everybody had their turn
     refused = play(tired).progress.records[-1].refused
-    assert refused == {"error": 2}  # both nodes, whatever the server asks
+    assert refused == {"refused": 2}  # both nodes, whatever the server asks
 
 
 # -------------------------------------------------------------------------------------------------------------- cuda

@@ -136,7 +136,8 @@ def some_rounds(history: History) -> None:
 # ------------------------------------------------------------------------------------------------------ what it shows
 
 
-def test_a_server_without_rounds_offers_to_start_them(page: Browser) -> None:
+def test_a_server_without_rounds_offers_to_start_them(page: Browser, site: Site) -> None:
+    site.history.want("not started")
     shows(page, "#banner", "No new round begins: not started yet.")
     assert text(page, "#now") == "No round yet."
     assert page.js("[start.checkVisibility(), pause.checkVisibility()]") == [True, False]
