@@ -250,3 +250,18 @@ def test_a_person_goes_from_vectors_to_a_network_and_back_with_all_their_events(
     assert me.sync().version == 3
     assert shown(me) == network
     assert me.interests().n_events == len(SEEN)
+
+
+def test_a_network_that_has_no_finite_score_after_some_history_leaves_the_list_to_the_linear_model(
+    me: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = me._person.profile
+    assert profile.network is not None
+    n = len(profile.catalogue)
+    monkeypatch.setattr(type(profile.network), "scores_of", lambda self, person: np.full(n, np.nan, np.float32))
+    monkeypatch.setattr(type(profile.network), "score_of", lambda self, person, item: float("nan"))
+    me.observe("film:3", "like")
+    found = me.recommend(10)
+    assert len(found) == 10
+    assert all(np.isfinite(one.score) for one in found)
+    assert np.isfinite(profile.score(5))

@@ -228,7 +228,7 @@ def test_stopped_between_what_was_seen_and_the_release_nothing_older_is_taken(
 
 @pytest.mark.parametrize(
     ("said", "rounds"),
-    [(7, 7), (7.0, 7), ("seven", None), ("7", None), (-1, None), (True, None), ([7], None), (None, None)],
+    [(7, 7), (7.0, 7), ("seven", None), ("7", None), (-1, None), (2.5, None), (True, None), ([7], None), (None, None)],
 )
 def test_how_many_rounds_a_release_has_is_unknown_where_its_manifest_says_no_number(
     said: Any, rounds: int | None, world: World, me: Client

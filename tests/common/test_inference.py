@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from penchant.common.arrays import Float32
 from penchant.common.catalogue import Catalogue
 from penchant.common.errors import MalformedArtifact
 from penchant.common.inference.scorer import MAX_SIZE, Scorer, scorer
+from penchant.common.inference.sequence import Gru
 from penchant.common.interactions import Interactions
 from penchant.common.learners.contract import State
 from penchant.common.learners.neural.fedavg import FedAvg, FedAvgConfig
@@ -67,6 +69,117 @@ def same(found: Float32, wanted: Float32) -> bool:
     """To 1e-5 of the largest score of each history: what float32 sums in another order may differ by."""
     reach = np.abs(wanted).max(1, keepdims=True)
     return bool((np.abs(found - wanted) <= 1e-5 * reach).all())
+
+
+def hostile(model: Mapping[str, Any], n_items: int, value: float = 0.01) -> tuple[dict[str, Any], State]:
+    """Settings of one layer, and arrays of the shapes that they say, all of one value."""
+    name, d, h = model["name"], model["dim"], model["hidden"]
+    state: dict[str, tuple[int, ...]] = {"item.weight": (n_items + 1, d)}
+    if name == "mlp":
+        state = {"item.weight": (n_items, d), "user.weight": (1, d), "bias.weight": (n_items, 1)}
+        state |= {"first.weight": (h, 2 * d), "first.bias": (h,), "last.weight": (1, h), "last.bias": (1,)}
+    elif name == "neumf":
+        state = {f"item_{kind}.weight": (n_items, d) for kind in ("product", "network")}
+        state |= {f"user_{kind}.weight": (1, d) for kind in ("product", "network")}
+        state |= {"first.weight": (h, 2 * d), "first.bias": (h,), "second.weight": (h // 2, h)}
+        state |= {"second.bias": (h // 2,), "last.weight": (1, d + h // 2), "last.bias": (1,)}
+    elif name == "transformer":
+        own: dict[str, tuple[int, ...]] = {"distance": (model["heads"], 64)}
+        own |= {f"norm_{kind}.{what}": (d,) for kind in ("attention", "feed") for what in ("weight", "bias")}
+        layers = {"query_key_value": (3 * d, d), "mix": (d, d), "widen": (h, d), "narrow": (d, h)}
+        own |= {f"{layer}.weight": shape for layer, shape in layers.items()}
+        own |= {f"{layer}.bias": shape[:1] for layer, shape in layers.items()}
+        state |= {f"blocks.0.{key}": shape for key, shape in own.items()} | {"norm.weight": (d,), "norm.bias": (d,)}
+    else:
+        gates = {"gru": 3, "lstm": 4}[name] * h
+        state |= {"cell.weight_ih_l0": (gates, d), "cell.bias_ih_l0": (gates,), "cell.weight_hh_l0": (gates, h)}
+        state |= {"cell.bias_hh_l0": (gates,), "out.weight": (d, h), "out.bias": (d,)}
+    return {"model": {"layers": 1, **model}}, {key: np.full(shape, value, np.float32) for key, shape in state.items()}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "mlp", "dim": 1, "hidden": 8192},
+        {"name": "mlp", "dim": 1024, "hidden": 8},
+        {"name": "neumf", "dim": 16, "hidden": 1024},
+        {"name": "gru", "dim": 8, "hidden": 4096, "max_length": 20},
+        {"name": "transformer", "dim": 8, "hidden": 8192, "heads": 8, "max_length": 1024},
+    ],
+    ids=lambda model: f"{model['name']}-{model['dim']}",
+)
+def test_no_release_that_is_read_makes_a_device_take_256_mb_beside_it(model: dict[str, Any]) -> None:
+    settings, state = hostile(model, 10_000)
+    settings["local"] = {"fold_in_steps": 2, "negatives": 64}
+    tracemalloc.start()
+    try:
+        by = scorer("fedavg", settings, state, 10_000)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        by.scores(np.arange(8_000))
+        assert tracemalloc.get_traced_memory()[1] - before < 256e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"name": "mlp", "dim": 1, "hidden": 8193}, "hidden"),
+        ({"name": "gru", "dim": 1, "hidden": 2800, "max_length": 1024}, "makes 1024 · 3 · 2800 numbers"),
+        ({"name": "transformer", "dim": 9, "hidden": 1, "heads": 9, "max_length": 1024}, "makes 9 · 1024 · 1024"),
+        ({"name": "transformer", "dim": 8, "hidden": 1, "heads": 3, "max_length": 9}, "3 heads do not share 8"),
+    ],
+)
+def test_a_release_whose_layers_are_too_much_for_a_device_is_refused(model: dict[str, Any], why: str) -> None:
+    settings, state = hostile({**model, "hidden": 1}, 5)
+    settings["model"]["hidden"] = model["hidden"]
+    with pytest.raises(MalformedArtifact, match=why):
+        scorer("fedavg", settings, state, 5)
+
+
+def test_an_adapter_of_a_higher_rank_than_its_table_is_refused_before_it_is_worked_in() -> None:
+    settings, state = hostile({"name": "mlp", "dim": 2, "hidden": 2}, 5)
+    for rank, refused in ((2, False), (3, True)):
+        state |= {"item.down": np.zeros((2, rank), np.float32), "item.up": np.zeros((rank, 2), np.float32)}
+        if refused:
+            with pytest.raises(MalformedArtifact, match=r"item\.down"):
+                scorer("fedavg", settings, state, 5)
+        else:
+            scorer("fedavg", settings, state, 5)
+
+
+def test_a_device_without_memory_for_a_release_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Gru, items: Float32) -> Float32:
+        raise MemoryError
+
+    monkeypatch.setattr(Gru, "read", full)
+    settings, state = hostile({"name": "gru", "dim": 2, "hidden": 2}, 5)
+    with pytest.raises(MalformedArtifact, match="more memory than this device has"):
+        scorer("fedavg", settings, state, 5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # a norm's square, whose inverse is then 0
+def test_scores_are_finite_after_any_history_whatever_weights_are_read(name: str) -> None:
+    _, state, settings = made(name, loud=3e5)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        loud = {key: np.clip(values, -1e6, 1e6) for key, values in state.items()}
+        loud = {key: random.permutation(values.ravel()).reshape(values.shape) for key, values in loud.items()}
+        given = {**settings, "local": {"fold_in_lr": 1e6, "fold_in_steps": 20}}
+        by = scorer("fedavg", given, loud, N_ITEMS)
+        assert np.isfinite(scored(by)).all()
+        with pytest.raises(MalformedArtifact, match="too large"):
+            scorer("fedavg", given, {**loud, **over(loud)}, N_ITEMS)
+
+
+def over(state: State) -> State:
+    """One number of one table over what is read, in a row that no history here has."""
+    table = next(key for key in state if key.startswith("item"))
+    values = state[table].copy()
+    values[1, 0] = 1.1e6
+    return {table: values}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -564,7 +564,7 @@ class Client:
         said: object = manifest.metrics.get("round")  # whatever JSON the operator put there
         if manifest.plan != plan or isinstance(said, bool) or not isinstance(said, int | float):
             return None
-        return int(said) if 0 <= said < 1 << 53 else None  # also refuses NaN
+        return int(said) if 0 <= said < 1 << 53 and said == int(said) else None  # NaN goes at the first
 
     def _history(self) -> Interactions:
         """The person's interactions, as a population of one."""

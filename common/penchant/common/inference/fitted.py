@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from penchant.common import config
 from penchant.common.arrays import Float32, Int32, Int64
 from penchant.common.errors import InvalidConfig, MalformedArtifact
-from penchant.common.inference.scorer import MAX_SIZE, Scorer, Weights, sigmoid
+from penchant.common.inference.scorer import LARGEST, MAX_ARRAY, MAX_HIDDEN, MAX_SIZE, Scorer, Weights, sigmoid
 from penchant.common.learners.training import LocalTraining, can_train, groups, seed_of
 
-CHUNK = 8192  # items scored at once, so that a large catalogue fits a phone's memory
+CHUNK = 8192  # items scored at once, so that a large catalogue fits a phone's memory; fewer of a wide network
 _MOST = 1024  # steps of a fit, and negatives of an interaction, that a device computes
+_DRAWN = 1 << 20  # items in all groups of a fit; of a longer history the latest count
 
 Layer = tuple[Float32, Float32]
 
@@ -43,9 +45,13 @@ class FittedScorer(Scorer):
             raise MalformedArtifact(
                 f"a release of {weights.name} with settings that cannot be read: {error!s:.100}"
             ) from None
+        self._d, self._h = weights.option("dim", MAX_SIZE), weights.option("hidden", MAX_HIDDEN)
+        self._chunk = min(CHUNK, MAX_ARRAY // 2 // (self._d + self._h))
         steps, negatives = self._training.fold_in_steps, self._training.negatives
         if type(steps) is not int or type(negatives) is not int or steps > _MOST or negatives > _MOST:
             raise MalformedArtifact(f"a release of {weights.name} whose steps or negatives are no number up to {_MOST}")
+        if not self._training.fold_in_lr <= LARGEST:
+            raise MalformedArtifact(f"a release of {weights.name} whose fold_in_lr is over {LARGEST:g}")
 
     @abstractmethod
     def part(self, items: Int64 | slice) -> Float32:
@@ -64,25 +70,31 @@ class FittedScorer(Scorer):
         """
 
     def scores_of(self, person: Float32) -> Float32:
-        starts = range(0, self.n_items, CHUNK)
-        return np.concatenate([self.logits(person, self.part(slice(at, at + CHUNK))) for at in starts])
+        size = self._chunk
+        starts = range(0, self.n_items, size)
+        return np.concatenate([self.logits(person, self.part(slice(at, at + size))) for at in starts])
 
     def score_of(self, person: Float32, item: int) -> float:
         return float(self.logits(person, self.part(slice(item, item + 1)))[0])
 
     def person(self, history: Int64) -> Float32:
         """Nobody's vector where there is nothing to fit it to, or nothing to draw against."""
-        own: Int32 = self.known(history).astype(np.int32)
+        own: Int32 = self.known(history)[-(_DRAWN // (1 + self._training.negatives)) :].astype(np.int32)
         if not can_train(own, self.n_items):
             return self.nobody
         once = groups(own, self.n_items, replace(self._training, epochs=1), seed_of(own))  # [S, 1 + k]
         items, at = np.unique(once.reshape(-1), return_inverse=True)
         met = np.bincount(at, minlength=len(items)).astype(np.float32)
         chosen = np.bincount(at.reshape(once.shape)[:, 0], minlength=len(items)).astype(np.float32)
-        part, person, rate = self.part(items.astype(np.int64)), self.nobody, np.float32(self._training.fold_in_lr)
+        person, rate, size = self.nobody, np.float32(self._training.fold_in_lr), self._chunk
+        part = lru_cache(1)(lambda at: self.part(items[at : at + size].astype(np.int64)))  # one is most often all
         for _ in range(self._training.fold_in_steps):
-            weight = (met * sigmoid(self.logits(person, part)) - chosen) / np.float32(once.size)
-            person = (person - rate * self.slope(person, part, weight)).astype(np.float32)
+            slope = np.zeros_like(person)
+            for at in range(0, len(items), size):
+                here = slice(at, at + size)
+                weight = (met[here] * sigmoid(self.logits(person, part(at))) - chosen[here]) / np.float32(once.size)
+                slope += self.slope(person, part(at), weight)
+            person = np.clip(person - rate * slope, -LARGEST, LARGEST).astype(np.float32)
         return person
 
 
@@ -91,12 +103,11 @@ class Mlp(FittedScorer):
 
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        d, h = weights.option("dim", MAX_SIZE), weights.option("hidden")
+        d, h = self._d, self._h
         self.vectors = weights.items("item", n_items, d)
         self.nobody = weights.take("user.weight", 1, d)[0]
         self._first, (self._last, bias) = weights.linear("first", h, 2 * d), weights.linear("last", 1, h)
         self._bias = weights.take("bias.weight", n_items, 1) + bias
-        self._d = d
 
     def part(self, items: Int64 | slice) -> Float32:
         inner = self.vectors[items] @ self._first[0][:, self._d :].T + self._first[1]
@@ -124,14 +135,13 @@ class NeuMF(FittedScorer):
 
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        d, h = weights.option("dim", MAX_SIZE), weights.option("hidden")
+        d, h = self._d, self._h
         self._product, self._network = (weights.items(f"item_{kind}", n_items, d) for kind in ("product", "network"))
         self.vectors = np.hstack([self._product, self._network])
         self.nobody = np.hstack([weights.take(f"user_{kind}.weight", 1, d)[0] for kind in ("product", "network")])
         self._first, self._second = weights.linear("first", h, 2 * d), weights.linear("second", h // 2, h)
         (last,), (self._bias,) = weights.linear("last", 1, d + h // 2)
         self._to_product, self._to_network = last[:d], last[d:]
-        self._d = d
 
     def part(self, items: Int64 | slice) -> Float32:
         return np.hstack([self._product[items], self._network[items] @ self._first[0][:, self._d :].T + self._first[1]])

@@ -11,6 +11,7 @@ about (topic shares, drift, how sure the device is) is the same Bayesian linear 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,9 +26,14 @@ from penchant.common.taste import ItemSide, TasteConfig
 
 MAX_SIZE = 1024
 """Of an item vector, and items of a history that are read: a device's work grows with their powers."""
+MAX_HIDDEN = 8192
+"""Of a layer between others."""
+MAX_ARRAY = 1 << 23
+"""Numbers in an array that scoring makes. Some six are there at once: 200 MB, beside the release itself."""
+LARGEST = np.float32(1e6)
+"""Of a weight, and of what is fitted: products of so few and such numbers are finite in float32."""
 TASTE = TasteConfig(decay=0.8, popularity=0.2)
 """Of the linear model over a network's item table: mf's."""
-_PROBE = 64  # items of the history that a release must have a finite score after
 
 
 class Scorer(ABC):
@@ -35,11 +41,13 @@ class Scorer(ABC):
 
     Attributes:
         n_items: size of the catalogue.
+        max_length: items of the longest history that a release is tried with before it is in use.
         vectors: float32[n_items, d], the network's item table.
         nobody: as `person`, to rank by before there is a history.
     """
 
     n_items: int
+    max_length: int = 63
     vectors: Float32
     nobody: Float32
 
@@ -117,11 +125,22 @@ class Weights:
             raise MalformedArtifact(f"a release of {self.name} with {name} {value!r:.20}; from 1 to {most} can be read")
         return value
 
+    def fits(self, *sizes: int) -> None:
+        """
+        Raises:
+            MalformedArtifact: an array of these sizes is more than a device makes to score.
+        """
+        if math.prod(sizes) > MAX_ARRAY:
+            raise MalformedArtifact(
+                f"a release of {self.name} that makes {' · '.join(map(str, sizes))} numbers of one history, "
+                f"over {MAX_ARRAY}: ask the operator for a smaller one"
+            )
+
     def take(self, name: str, *shape: int) -> Float32:
         """float32[shape].
 
         Raises:
-            MalformedArtifact: it is missing, or another type or shape.
+            MalformedArtifact: it is missing, of another type or shape, or has a number over `LARGEST`.
         """
         values = self._state.get(name)
         if values is None:
@@ -129,6 +148,13 @@ class Weights:
         if values.shape != shape or values.dtype != np.float32:
             raise MalformedArtifact(
                 f"weights {name!r} of {self.name} are {values.dtype}{list(values.shape)}, not float32{list(shape)}"
+            )
+        return self._small(name, values)
+
+    def _small(self, name: str, values: Float32) -> Float32:
+        if not -LARGEST <= values.min(initial=0) <= values.max(initial=0) <= LARGEST:  # also refuses NaN
+            raise MalformedArtifact(
+                f"weights {name!r} of {self.name} are too large to score with (over {LARGEST:g}), or no numbers"
             )
         return values
 
@@ -141,10 +167,9 @@ class Weights:
         values = self.take(f"{module}.weight", rows, size)
         if (down := self._state.get(f"{module}.down")) is None:
             return values
-        rank = down.shape[-1] if down.ndim else 0
+        rank = min(down.shape[-1], size) if down.ndim else 0  # a higher one says no more
         adapter = self.take(f"{module}.down", size, rank), self.take(f"{module}.up", rank, size)
-        with _quiet():
-            return np.asarray(values + values @ adapter[0] @ adapter[1], np.float32)
+        return self._small(f"{module}.up", np.asarray(values + values @ adapter[0] @ adapter[1], np.float32))
 
 
 def sigmoid(x: AnyFloat) -> Float32:
@@ -152,11 +177,6 @@ def sigmoid(x: AnyFloat) -> Float32:
     half = np.float32(0.5)
     out: Float32 = half * np.tanh(half * x) + half
     return out
-
-
-def _quiet() -> np.errstate:
-    """Numbers too large give infinities, which `scorer` then finds."""
-    return np.errstate(over="ignore", invalid="ignore")
 
 
 def scorer(learner: str, settings: Mapping[str, Any], state: Arrays, n_items: int) -> Scorer:
@@ -169,7 +189,7 @@ def scorer(learner: str, settings: Mapping[str, Any], state: Arrays, n_items: in
 
     Raises:
         MalformedArtifact: a learner that this version scores with item vectors only, or weights that do not fit the
-            settings and the catalogue, or give no finite scores.
+            settings and the catalogue, give no finite scores, or take more memory than a device has for them.
     """
     from penchant.common.inference import fitted, sequence
 
@@ -189,11 +209,13 @@ def scorer(learner: str, settings: Mapping[str, Any], state: Arrays, n_items: in
         )
     if n_items < 1:
         raise MalformedArtifact("a release whose catalogue is empty")
-    made = kinds[weights.name](weights, n_items)
-    probe = np.linspace(0, n_items - 1, min(n_items, _PROBE)).astype(np.int64)
-    with _quiet():
-        vectors, begun = made.side.vectors, made.scores_of(made.nobody)
-        read = made.score_of(made.person(probe[:-1]), int(probe[-1]))
-        if not (np.isfinite(vectors).all() and np.isfinite(begun).all() and np.isfinite(read)):
-            raise MalformedArtifact(f"a release of {weights.name} with numbers too large to score with")
+    try:
+        made = kinds[weights.name](weights, n_items)
+        probe = np.linspace(0, max(n_items - 2, 0), made.max_length).astype(np.int64)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            tried = made.side.vectors, made.scores_of(made.nobody), made.scores_of(made.person(probe))
+    except MemoryError:
+        raise MalformedArtifact(f"a release of {weights.name} that takes more memory than this device has") from None
+    if not all(np.isfinite(values).all() for values in tried):
+        raise MalformedArtifact(f"a release of {weights.name} with numbers too large to score with")
     return made

@@ -21,11 +21,13 @@ from functools import cached_property
 import numpy as np
 
 from penchant.common.arrays import Float32, Int64
-from penchant.common.inference.scorer import MAX_SIZE, Scorer, Weights, sigmoid
+from penchant.common.errors import MalformedArtifact
+from penchant.common.inference.scorer import MAX_HIDDEN, MAX_SIZE, Scorer, Weights, sigmoid
 
 FAR = 64  # distances that attention tells apart
 KERNEL = 3  # items in a pattern of the convolution
 _PROBES = 512  # items that stand for all before there is a history
+_TOGETHER = 128  # of them, read at once
 _EPSILON = np.float32(1e-5)  # of a layer norm
 
 
@@ -44,7 +46,8 @@ class SequenceScorer(Scorer):
     @cached_property
     def nobody(self) -> Float32:  # type: ignore[override]  # worked out when first asked for
         probes = np.linspace(0, self.n_items - 1, min(self.n_items, _PROBES)).astype(np.int64)
-        mean: Float32 = self._read(probes[:, None]).mean(0)
+        starts = range(0, len(probes), _TOGETHER)
+        mean: Float32 = np.concatenate([self._read(probes[at : at + _TOGETHER, None]) for at in starts]).mean(0)
         return mean
 
     def person(self, history: Int64) -> Float32:
@@ -64,7 +67,7 @@ class SequenceScorer(Scorer):
 class Gru(SequenceScorer):
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        hidden = weights.option("hidden")
+        hidden = weights.option("hidden", MAX_HIDDEN)
         self._cells = _cells(weights, self.dim, hidden, gates=3)
         self._out = weights.linear("out", self.dim, hidden)
 
@@ -77,7 +80,7 @@ class Gru(SequenceScorer):
 class Lstm(SequenceScorer):
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        hidden = weights.option("hidden")
+        hidden = weights.option("hidden", MAX_HIDDEN)
         self._cells = _cells(weights, self.dim, hidden, gates=4)
         self._out = weights.linear("out", self.dim, hidden)
 
@@ -90,7 +93,7 @@ class Lstm(SequenceScorer):
 class ConvLstm(SequenceScorer):
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        hidden = weights.option("hidden")
+        hidden = weights.option("hidden", MAX_HIDDEN)
         patterns, bias = (
             weights.take("patterns.weight", hidden, self.dim, KERNEL),
             weights.take("patterns.bias", hidden),
@@ -114,10 +117,13 @@ class ConvLstm(SequenceScorer):
 class Transformer(SequenceScorer):
     def __init__(self, weights: Weights, n_items: int) -> None:
         super().__init__(weights, n_items)
-        self._blocks = [
-            _Block(weights, f"blocks.{k}", self.dim, weights.option("heads", self.dim), weights.option("hidden"))
-            for k in range(weights.option("layers"))
-        ]
+        heads, hidden = weights.option("heads", self.dim), weights.option("hidden", MAX_HIDDEN)
+        if self.dim % heads:
+            raise MalformedArtifact(f"a release of transformer whose {heads} heads do not share {self.dim} numbers")
+        weights.fits(heads, self.max_length, self.max_length)
+        weights.fits(self.max_length, hidden)
+        layers = range(weights.option("layers"))
+        self._blocks = [_Block(weights, f"blocks.{k}", self.dim, heads, hidden) for k in layers]
         self._norm = weights.take("norm.weight", self.dim), weights.take("norm.bias", self.dim)
 
     def read(self, items: Float32) -> Float32:
@@ -167,6 +173,7 @@ _Cell = tuple[tuple[Float32, Float32], tuple[Float32, Float32]]
 
 def _cells(weights: Weights, size: int, hidden: int, *, gates: int) -> list[_Cell]:
     """The layers of a recurrence, the lowest first."""
+    weights.fits(weights.option("max_length", MAX_SIZE), gates, hidden)
     out = []
     for k in range(weights.option("layers")):
         read, own = (

@@ -301,7 +301,9 @@ class InterestProfile:
                 shift: Float32 = side.vectors @ moved.astype(np.float32)
                 rest, scores = rest + shift, scores + shift
             if self.network is not None:
-                taste, scores, rest = self._by_network(self.network, taste, scores)
+                said = self.network.scores_of(self.reading())
+                if np.isfinite(said).all():  # else the linear model's list is better than none
+                    taste, scores, rest = self._by_network(said, taste, scores)
             scores[self._hidden | self._refused] = -np.inf
             self._standing = now, Standing(side.vectors, taste, scores, rest)
         return self._standing[1]
@@ -319,8 +321,7 @@ class InterestProfile:
             self._readings[but] = self.network.person(history) if len(history) else self.network.nobody
         return self._readings[but]
 
-    def _by_network(self, network: Scorer, taste: Posterior, linear: Float32) -> tuple[Posterior, Float32, Float32]:
-        scores = network.scores_of(self.reading())
+    def _by_network(self, scores: Float32, taste: Posterior, linear: Float32) -> tuple[Posterior, Float32, Float32]:
         spread = float(linear.std())
         ratio = float(scores.std()) / spread if spread > 0 else 1.0
         ratio = ratio or 1.0  # all scores alike: the list is the linear model's to explore
@@ -368,8 +369,8 @@ class InterestProfile:
 
     def score(self, item: int, *, context: Mapping[str, str] | None = None) -> float:
         """One item's score now, also where it is hidden."""
-        if self.network is not None:
-            return self.network.score_of(self.reading(), item)
+        if self.network is not None and math.isfinite(said := self.network.score_of(self.reading(), item)):
+            return said
         return float(self.attribution(item, context=context).total)
 
     def attribution(self, item: int, *, context: Mapping[str, str] | None = None) -> Attribution:
