@@ -141,12 +141,12 @@ def test_a_release_whose_layers_are_too_much_for_a_device_is_refused(model: dict
 def test_an_adapter_of_a_higher_rank_than_its_table_is_refused_before_it_is_worked_in() -> None:
     settings, state = hostile({"name": "mlp", "dim": 2, "hidden": 2}, 5)
     for rank, refused in ((2, False), (3, True)):
-        state |= {"item.down": np.zeros((2, rank), np.float32), "item.up": np.zeros((rank, 2), np.float32)}
+        adapter = {"item.down": np.zeros((2, rank), np.float32), "item.up": np.zeros((rank, 2), np.float32)}
         if refused:
             with pytest.raises(MalformedArtifact, match=r"item\.down"):
-                scorer("fedavg", settings, state, 5)
+                scorer("fedavg", settings, {**state, **adapter}, 5)
         else:
-            scorer("fedavg", settings, state, 5)
+            scorer("fedavg", settings, {**state, **adapter}, 5)
 
 
 def test_a_device_without_memory_for_a_release_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,13 +87,13 @@ class FittedScorer(Scorer):
         met = np.bincount(at, minlength=len(items)).astype(np.float32)
         chosen = np.bincount(at.reshape(once.shape)[:, 0], minlength=len(items)).astype(np.float32)
         person, rate, size = self.nobody, np.float32(self._training.fold_in_lr), self._chunk
-        part = lru_cache(1)(lambda at: self.part(items[at : at + size].astype(np.int64)))  # one is most often all
+        part = lru_cache(1)(lambda start: self.part(items[start : start + size].astype(np.int64)))  # mostly one
         for _ in range(self._training.fold_in_steps):
             slope = np.zeros_like(person)
-            for at in range(0, len(items), size):
-                here = slice(at, at + size)
-                weight = (met[here] * sigmoid(self.logits(person, part(at))) - chosen[here]) / np.float32(once.size)
-                slope += self.slope(person, part(at), weight)
+            for start in range(0, len(items), size):
+                here = slice(start, start + size)
+                weight = (met[here] * sigmoid(self.logits(person, part(start))) - chosen[here]) / np.float32(once.size)
+                slope += self.slope(person, part(start), weight)
             person = np.clip(person - rate * slope, -LARGEST, LARGEST).astype(np.float32)
         return person
 
