@@ -640,6 +640,23 @@ def early(site: Site) -> str:
     )
 
 
+def half(site: Site) -> str:
+    """A node whose answer is announced, and never whole: Flower waits for such up to two hours."""
+    them = hostile(site)
+    try:
+        answer = them.asked()
+        began = time.monotonic()
+        them.half(answer.task, answer.honest())
+        site.await_round(answer.order.round)
+        seconds = time.monotonic() - began
+    finally:
+        let_go(site)
+    found = site.of_round(answer.order.round)[-1]
+    assert found["answered"] == N_PHONES, found
+    assert found["refused"] == {"lost": 1}, found
+    return f"released after {seconds:.0f} s with the {N_PHONES} others; it counts as lost"
+
+
 def garbage(site: Site) -> str:
     them, statuses = hostile(site), Counter[int]()
     try:
@@ -698,6 +715,7 @@ def hostiles() -> Iterator[Fault]:
     yield Fault(
         "hostile devices", "an order confirmed before all of it is there", "it spoils its own message alone", early
     )
+    yield Fault("hostile devices", "an answer of which one piece never comes", "the others' answers count", half)
     yield Fault("hostile devices", "random bytes to the fleet's paths", "an error each, and rounds go on", garbage)
     yield Fault("hostile devices", "slow lines at the edge", "rounds go on, and the lines are cut", slow)
 

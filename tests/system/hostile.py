@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest, PushObjectResponse
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.empty_pb2 import Empty
@@ -160,6 +160,21 @@ class Hostile:
         message.metadata.__dict__["_message_id"] = message.object_id
         task.handle._sent = (answer, message)
         self.line.reply(task, answer)
+
+    def half(self, task: Task, message: Message) -> None:
+        """As `send`, but one of its objects is kept back for ever."""
+        push, pushed = self.line._http.PushObject, list[PushObjectRequest]()
+
+        def all_but_the_second(request: PushObjectRequest) -> PushObjectResponse:
+            pushed.append(request)
+            return PushObjectResponse(stored=True) if len(pushed) == 2 else push(request)
+
+        setattr(self.line._http, "PushObject", all_but_the_second)  # noqa: B010  # a method, for mypy
+        try:
+            self.send(task, message)
+        finally:
+            setattr(self.line._http, "PushObject", push)  # noqa: B010
+        assert len(pushed) > 2
 
     def confirm(self, task: Task) -> None:
         """That all of a task was received, whether or not it was."""
