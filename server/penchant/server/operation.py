@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from penchant.server.rounds import Phase, Progress, RoundRecord, Rounds
 MOST_CHARGES = 3
 """Charges of one round without a release, after which the operator is asked: each costs budget and gives nothing."""
 STOPPED = "the server stopped"
+LOCK_S = 1.0
+"""The supervisor looks at the lock by taking it for a moment."""
 
 
 class Operation:
@@ -65,11 +67,12 @@ class Operation:
         self.folder, self.settings, self._now_ms, self._at = folder, folder.settings, now_ms, at
         self.key, self.certificate = release_key(folder)
         self._lock = (folder.run / "rounds.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InvalidConfig(f"another process runs the rounds of {folder.path}: stop it first") from None
+        until = time.monotonic() + LOCK_S
+        while not _locked(self._lock):
+            if time.monotonic() > until:
+                self._lock.close()
+                raise InvalidConfig(f"another process runs the rounds of {folder.path}: stop it first")
+            time.sleep(0.05)
         self.plan, self.task = folder.plan, folder.task
         self.database = Database(folder.database, now_ms=now_ms)
         self.ledger = Ledger(
@@ -238,3 +241,11 @@ class Operation:
             accountant=spent.accountant,
             uncharged=tuple(dict.fromkeys((*promised.uncharged, MINIMUM_MET))),
         )
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

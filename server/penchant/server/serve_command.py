@@ -61,8 +61,12 @@ def _up(args: argparse.Namespace) -> int:
 
 def _detached(path: Path) -> int:
     from penchant.server.folder import Folder
+    from penchant.server.supervisor import held
 
-    out = Folder(path).logs / "supervisor.log"
+    folder = Folder(path)
+    if held(folder.run / "supervisor.lock"):
+        raise InvalidConfig(f"{path} is up already: penchant serve down {path}")
+    out = folder.logs / "supervisor.log"
     with out.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "penchant.common.cli", "serve", "up", str(path)],

@@ -253,7 +253,9 @@ class Supervisor:
 def environment(folder: Folder) -> Mapping[str, str]:
     """What every part runs with: Flower's telemetry, update check and installations off, and where the folder is."""
     return {
-        **os.environ,
+        **{
+            name: value for name, value in os.environ.items() if name != "PENCHANT_PASSPHRASE"
+        },  # a backup's, and no part's
         "FLWR_HOME": str(folder.path / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
