@@ -177,7 +177,8 @@ def spec(
 
     Args:
         state: folder of its store.
-        rounds, version: how often it takes part, and up to which model it waits, before it leaves by itself.
+        version: of the model that it waits for before it leaves by itself; 0 where models do not come by themselves.
+        rounds: that it takes part in before it leaves, then.
     """
     return {
         "state": str(state),

@@ -58,8 +58,8 @@ def live(me: Client, spec: dict[str, Any], leaving: threading.Event) -> None:
             say(said="rounds", rounds=rounds)
         if found.version != version:
             version = shown(me)
-        if len(rounds) >= spec["rounds"] and version >= spec["version"]:
-            return
+        if version >= spec["version"] if spec["version"] else len(rounds) >= spec["rounds"]:
+            return  # one who enrolled after the first round has no reason to wait for as many
 
 
 def _enrol(me: Client, token: str, leaving: threading.Event) -> None:
