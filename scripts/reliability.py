@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from tests.system.faults import ALL, Fault, seen  # noqa: E402
-from tests.system.site import N_PHONES, Site  # noqa: E402
+from tests.system.faults import ALL, Fault, seen  # noqa: E402  # found by the path above
+from tests.system.site import N_PHONES, Site  # noqa: E402  # likewise
 
 KEPT = ROOT / "runs" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"

@@ -253,7 +253,7 @@ def test_in_a_container_s_network_the_operator_s_page_is_asked_under_its_name_an
             return error.code
 
     hosts = folder.settings.addresses.operator_names
-    made = lambda closing: web.application(  # noqa: E731
+    made = lambda closing: web.application(  # noqa: E731  # passed on, and short
         folder, database_factory=lambda: Database(folder.database), hosts=hosts, closing=closing
     )
     with serving(made) as address:
@@ -287,7 +287,7 @@ PENCHANT = "/opt/penchant/bin/penchant"
 
 def unit(path: Path) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",), comment_prefixes=("#",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their case
     parser.read_string(path.read_text(encoding="utf-8"))
     return parser
 
@@ -332,7 +332,7 @@ def test_systemd_takes_every_unit_and_refuses_a_wrong_one(tmp_path: Path) -> Non
 
 def test_a_backup_s_command_names_the_folder_the_day_and_the_passphrase(tmp_path: Path) -> None:
     command = unit(DEPLOY / "systemd" / "penchant-backup@.service")["Service"]["ExecStart"]
-    shell, _, instance = re.fullmatch(r"/bin/sh -c '(.*)' (sh) (%i)", command).groups()  # type: ignore[union-attr]
+    shell, _, instance = re.fullmatch(r"/bin/sh -c '(.*)' (sh) (%i)", command).groups()  # type: ignore[union-attr]  # None would raise
     assert instance == "%i"
     line = shell.replace("$$", "$").replace("%%", "%").replace(PENCHANT, "printf '%s\\n'").replace("exec ", "")
     done = subprocess.run(

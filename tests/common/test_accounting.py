@@ -495,7 +495,7 @@ def test_hard_targets_take_few_evaluations_of_the_fine_grid(monkeypatch: pytest.
     monkeypatch.setattr(accounting, "_pld_epsilon", seen)
     for target, rate, count in ((50.0, 0.1, 100), (3.0, 0.02, 200)):
         steps.clear()
-        noise = calibrate(lambda z, q=rate, n=count: [sampled(z, q, n)], target, 1e-6)  # type: ignore[misc]
+        noise = calibrate(lambda z, q=rate, n=count: [sampled(z, q, n)], target, 1e-6)  # type: ignore[misc]  # a lambda's default
         assert 1 <= sum(step < 5e-4 for step in steps) <= 2
         assert len(steps) > 4
         assert target * (1 - 5e-3) < epsilon([sampled(noise, rate, count)], 1e-6).epsilon <= target

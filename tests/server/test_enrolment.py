@@ -278,7 +278,7 @@ def test_a_device_that_goes_while_flower_registers_it_is_not_left_behind_there(s
             assert server.roster.revoke(b"a") if how == "revoked" else server.roster.enrol(late, b"b") == 0
         return node
 
-    server.flower.register = slow  # type: ignore[method-assign]
+    server.flower.register = slow  # type: ignore[method-assign]  # a slower one
     with pytest.raises(UntrustedArtifact):
         server.roster.enrol(server.token(subject="alice"), b"a")
     assert server.flower.live.keys() == (set() if how == "revoked" else {b"b"})

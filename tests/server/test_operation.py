@@ -291,7 +291,7 @@ def test_rounds_begin_under_a_release_key_that_the_root_vouches_for_and_under_no
 def test_a_clock_that_fell_back_stops_no_round_and_no_model_while_it_is_wrong_or_after(tmp_path: Path) -> None:
     folder = an_open(tmp_path / "prod")
     for days in (-3, 0, 3, 0):
-        with Operation(folder, now_ms=lambda days=days: NOW + days * DAY) as here:  # type: ignore[misc]
+        with Operation(folder, now_ms=lambda days=days: NOW + days * DAY) as here:  # type: ignore[misc]  # a default
             here.publish()
             if here.go_on():
                 a_round(here)

@@ -483,7 +483,7 @@ def test_a_large_model_comes_through_the_edge_and_goes_on_where_it_broke_off(tmp
 def test_fifty_devices_download_at_once(tmp_path: Path, behind: Edge) -> None:
     def one(number: int) -> bool:
         kind = "model" if number % 2 else "catalogue"  # one as it is, one compressed
-        return fetch_blob(behind.app, Blob.of(SMALL), kind, tmp_path / str(number), deadline_s=120) == SMALL  # type: ignore[arg-type]
+        return fetch_blob(behind.app, Blob.of(SMALL), kind, tmp_path / str(number), deadline_s=120) == SMALL  # type: ignore[arg-type]  # kind
 
     began = time.monotonic()
     with ThreadPoolExecutor(50) as pool:

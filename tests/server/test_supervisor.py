@@ -102,5 +102,5 @@ def test_a_folder_has_one_supervisor_and_what_a_killed_one_left_is_ended(supervi
     assert sweep(supervisor.folder)
     for part in supervisor._parts:
         assert part.process is not None
-        within(10, "it ended", lambda process=part.process: process.poll() is not None)  # type: ignore[misc]
+        within(10, "it ended", lambda process=part.process: process.poll() is not None)  # type: ignore[misc]  # a default
     assert len(pids) == 2

@@ -337,7 +337,7 @@ def server_full(server: Server) -> bool:
 
 def test_a_server_that_stops_lets_its_pages_go(tmp_path: Path) -> None:
     folder = an_operator(tmp_path / "prod")
-    made = lambda closing: web.application(  # noqa: E731
+    made = lambda closing: web.application(  # noqa: E731  # passed on, and short
         folder, database_factory=lambda: Database(folder.database), every_s=0.02, closing=closing
     )
     started = time.monotonic()

@@ -127,7 +127,7 @@ def kills() -> Iterator[Fault]:
                 "kill -9",
                 f"{whom}: {words}",
                 must,
-                lambda site, moment=moment, victim=victim: killed(site, moment, victim),  # type: ignore[misc]
+                lambda site, moment=moment, victim=victim: killed(site, moment, victim),  # type: ignore[misc]  # a default
                 quick=(moment, victim) in QUICK,
                 whole=victim == "everything",  # the last of a moment, and once for all of it
             )
@@ -178,7 +178,7 @@ def full_disks() -> Iterator[Fault]:
             "disk",
             f"full, {words} (RLIMIT_FSIZE: each write of the ServerApp's process fails from then on)",
             must,
-            lambda site, moment=moment: killed(site, moment, FULL),  # type: ignore[misc]
+            lambda site, moment=moment: killed(site, moment, FULL),  # type: ignore[misc]  # a default
             moment == "aggregating:after",
         )
 
@@ -319,7 +319,7 @@ def signed(
         .not_valid_before(now + datetime.timedelta(seconds=starts_s))
         .not_valid_after(now + datetime.timedelta(seconds=ends_s))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), False)  # type: ignore[arg-type]
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), False)  # type: ignore[arg-type]  # EC
         .sign(authority, hashes.SHA256())
     )
     from cryptography.hazmat.primitives.serialization import Encoding

@@ -173,7 +173,7 @@ class Hostile:
         try:
             self.send(task, message)
         finally:
-            setattr(self.line._http, "PushObject", push)  # noqa: B010
+            setattr(self.line._http, "PushObject", push)  # noqa: B010  # likewise
         assert len(pushed) > 2
 
     def confirm(self, task: Task) -> None:

@@ -187,7 +187,7 @@ class Site(Production):
             place=found.place,
             plan=plan,
             history=history,
-            learners=lambda name, settings: Watched(made, sent),  # type: ignore[return-value,arg-type]
+            learners=lambda name, settings: Watched(made, sent),  # type: ignore[return-value,arg-type]  # watched
             ledger=ledger,
             transport=fleet(app, key),
             policy=Policy(consent=True, trust="server"),

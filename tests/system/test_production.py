@@ -49,7 +49,10 @@ def test_devices_follow_rounds_through_kills_of_a_device_and_of_the_whole_server
     plan = production.folder.plan
     server, data = server_at(str(production.path), bundle=None, token=None), load("embedded")
     lines: list[tuple[str, dict[str, Any]]] = []
-    told = lambda device, line: lines.append((device.user, line))  # noqa: E731
+
+    def told(device: Device, line: dict[str, Any]) -> None:
+        lines.append((device.user, line))
+
     chosen = list(people(data, bundle, N))
     specs = [
         spec(server, events, tmp_path / f"device{i}", rounds=99, version=99) for i, (_, events) in enumerate(chosen)
@@ -95,7 +98,7 @@ def check(production: Production, devices: list[Device], lines: list[tuple[str, 
         charges = [entry for entry in ledger.entries if entry.kind == "charge"]
         assert len(charges) >= plan.rounds
         assert {entry.round for entry in charges} == set(range(1, plan.rounds + 1))
-        assert ledger.spent().epsilon >= plan.guarantee(plan.rounds).epsilon * (1 - 1e-9)  # type: ignore[union-attr]
+        assert ledger.spent().epsilon >= plan.guarantee(plan.rounds).epsilon * (1 - 1e-9)  # type: ignore[union-attr]  # unit user has one
     listed = [line for _, line in lines if line["said"] == "list"]
     assert max(line["version"] for line in listed) == 1 + plan.rounds
     assert all("trust server" in line["guarantee"] for line in listed)

@@ -45,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
     ):
         keeper.start()
         host, _, port = at.operator.rpartition(":")
-        opened = lambda: Database(folder.database)  # noqa: E731
+
+        def opened() -> Database:
+            return Database(folder.database)
+
         application = web.application(
             folder,
             database_factory=opened,
